@@ -1,0 +1,108 @@
+"""Potential trigger reconstruction, all labels of a chunk at once (paper IV-C; feature space: supplementary).
+
+Each label's mask and pattern, or colour matrix, is optimized against its own images. Gradients of different labels
+do not mix and Adam is elementwise, so the result is what one label at a time would give.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils import triggers
+
+
+class PatchTrigger:
+    """A mask variable m (L×H×W×1, in [0, 1]) and a pattern Δ (L×H×W×C, in [0, 1]) for every target of a chunk."""
+
+    def __init__(self, targets, shape, settings, seed):
+        height, width, channels = shape
+        self.settings = settings
+        self.price = settings.pixel_price * 1024 / (height * width)
+        start = np.stack([np.random.default_rng([seed, target]).uniform(size=(height, width, channels))
+                          for target in targets])
+        self.m = tf.Variable(tf.fill((len(targets), height, width, 1), settings.mask_start), name="m")
+        self.pattern = tf.Variable(start.astype(np.float32), name="pattern")
+        self.variables = [self.m, self.pattern]
+        self.rate, self.steps = settings.trigger_rate, settings.steps
+
+    def mask(self):
+        return triggers.mask_from(self.m, self.settings.mask_gain, self.settings.mask_centre)
+
+    def attach(self, images):
+        """images: L×n×H×W×C in [0, 1]."""
+        return triggers.attach(images, self.mask()[:, None], self.pattern[:, None])
+
+    def shape_terms(self):
+        """L_noise and the price per pixel; L values."""
+        mask = self.mask()[..., 0]
+        return self.settings.noise_weight * triggers.noise(mask) + self.price * tf.reduce_sum(mask, axis=(1, 2))
+
+    def confine(self):
+        """Back into the valid range, after each step."""
+        for variable in self.variables:
+            variable.assign(tf.clip_by_value(variable, 0.0, 1.0))
+
+    def arrays(self):
+        return {"mask": self.mask().numpy()[..., 0], "pattern": self.pattern.numpy()}
+
+
+class ColourTrigger:
+    """A 3×3 colour matrix for every target of a chunk, its rows held to a sum of at most 1."""
+
+    def __init__(self, targets, shape, settings, seed):
+        start = np.stack([np.random.default_rng([seed, target]).uniform(size=(3, 3)) for target in targets])
+        self.matrix = tf.Variable(start.astype(np.float32), name="matrix")
+        self.variables = [self.matrix]
+        self.rate, self.steps = settings.filter_rate, settings.filter_steps
+        self.confine()
+
+    def attach(self, images):
+        """images: L×n×H×W×3 in [0, 1]."""
+        return triggers.recolour(images, self.matrix)
+
+    def shape_terms(self):
+        return tf.zeros(self.matrix.shape[0])
+
+    def confine(self):
+        self.matrix.assign(triggers.bound_rows(self.matrix))
+
+    def arrays(self):
+        return {"matrix": self.matrix.numpy()}
+
+
+def reconstruct(trigger, targets, attacked, control, images, sampler, settings, progress=lambda step: None):
+    """Make `trigger` effective on the attacked model and not on the control (paper, eq. of L_attack + L_clean).
+
+    attacked, control: functions from images N×H×W×C in [0, 1] to logits. images: uint8 clean images;
+    sampler: `utils.clean_data.Sampler` over their labels. The optimizer is fresh for every chunk of targets: with
+    moments left by other labels a mask that starts where tanh is flat hardly moves (the release's fault).
+    """
+    targets = tf.constant(targets, tf.int32)
+    count, steps = settings.images_per_label, trigger.steps
+    optimizer = keras.optimizers.Adam(trigger.rate)
+    optimizer.build(trigger.variables)
+    labels = tf.repeat(targets[:, None], count, axis=1)
+
+    def both(x):
+        flat = tf.reshape(x, (-1, *images.shape[1:]))
+        return [tf.reshape(model(flat), (targets.shape[0], count, -1)) for model in (attacked, control)]
+
+    @tf.function
+    def run(first, last):
+        for step in tf.range(first, last):
+            chosen = tf.gather(images, sampler.of_others(step, targets, count))
+            with tf.GradientTape() as tape:
+                on_attacked, on_control = both(trigger.attach(tf.cast(chosen, tf.float32) / 255.0))
+                attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, on_attacked)
+                loss = tf.reduce_mean(attack, axis=1) + triggers.excess_mass(on_control, settings.clean_mass)
+                loss += trigger.shape_terms()
+            gradients = tape.gradient(loss, trigger.variables)
+            optimizer.apply(gradients, trigger.variables)
+            trigger.confine()
+
+    stride = max(1, steps // 10)
+    for first in range(0, steps, stride):
+        last = min(first + stride, steps)
+        run(tf.constant(first), tf.constant(last))
+        progress(last)
+    return trigger.arrays()
