@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from data.from_folder import read_folder
+
 from data.store import load_dataset, read_arrays
 from utils.config import UserError
 
@@ -36,6 +36,7 @@ def load_clean_data(path, dataset, shape, labels, per_label, seed):
         held_out = load_dataset(dataset)
         x, y, place = held_out["x_test"], held_out["y_test"], f"the held-out part of {dataset}"
     elif pathlib.Path(path).is_dir():
+        from data.from_folder import read_folder
         (x, y, _), place = read_folder(path, shape, limit_per_label=per_label), path
     else:
         arrays, place = read_arrays(path, ("x", "y")), path

@@ -78,8 +78,8 @@ def read_constants(source):
             words = re.findall(r"\w+", ast.unparse(node.annotation))
         else:
             literal = ast.literal_eval(node.value)
-            words = [type(literal).__name__] + [type(item).__name__ for item in literal[:1]
-                                                if isinstance(literal, list)]
+            words = [type(literal).__name__] + [type(item).__name__ for item in
+                                                (literal[:1] if isinstance(literal, list) else [])]
         kind = next(TYPES[word] for word in words if word in TYPES)
         comment = [comments[node.end_lineno]] if node.end_lineno in comments else []
         above = node.lineno - 1

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import triggers
+from utils import transfer, triggers
+from utils.clean_data import Sampler, images_of_others
 
 
 class PatchTrigger:
@@ -106,3 +107,33 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
         run(tf.constant(first), tf.constant(last))
         progress(last)
     return trigger.arrays()
+
+
+def reconstruct_all(kind, examination, attacked, control, stage, labels_at_once=None, role="examined"):
+    """Reconstruct a trigger for every label, in chunks kept as parts of `stage`, and measure what it costs.
+
+    kind: PatchTrigger or ColourTrigger. Returns arrays with one row a label: the trigger's own, `asr` on the
+    attacked model, `entropy` (mean cross-entropy there) and `cost` (entropy plus the price of the mask).
+    """
+    examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
+    chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
+    sampler = Sampler(clean.y_tune, examined.labels, seed)
+    images = tf.constant(clean.x_tune)
+    measured = images_of_others(clean.y_measure, range(examined.labels), settings.measured_images, seed)
+    parts = []
+    for first in range(0, examined.labels, chunk):
+        targets = np.arange(first, min(first + chunk, examined.labels))
+
+        def make():
+            trigger = kind(targets, examined.shape, settings, seed)
+            arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings,
+                                 lambda step: examination.say(f"labels {targets[0]} to {targets[-1]}, effective on the "
+                                                              f"{role} model: step {step} of {trigger.steps}"))
+            rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)
+                    for row, target in enumerate(targets)]
+            arrays["asr"], arrays["entropy"] = np.array(rows, np.float32).T
+            arrays["cost"] = arrays["entropy"] + trigger.price * arrays["mask"].sum(axis=(1, 2)) \
+                if "mask" in arrays else arrays["entropy"]
+            return arrays
+        parts.append(stage.part(f"{role}-{first}", make))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,67 @@
+"""Stage 1, PNNIR: make tuned models, the clean variants of the examined model (paper IV-B).
+
+Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subset of them, the chosen blocks are
+re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
+Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all seven tuned models).
+"""
+
+from utils.config import configure, run
+
+DATASET = "signs"                # row of the table in utils/datasets.py
+MODELS = ["patch1"]              # names under models/DATASET/, or paths of model files; one or more
+CLEAN_DATA = ""                  # HDF5 file with x, y, or folder of images per label; empty: the dataset's held-out part
+CLEAN_PER_LABEL: int | None = None   # clean images of each label used at most; none: the dataset's number
+RESULTS = "results"              # artifacts go to RESULTS/DATASET/MODEL/
+SETTINGS = "default"             # named setting in utils/datasets.py: default, or paper
+SEED = 0                         # decides the split of the clean data and every random draw
+OVERWRITE = False                # start afresh where there are artifacts already
+ARCHITECTURE = ""                # for files with weights only: a row of the dataset table, or a model's JSON file
+INPUT_RANGE: list[float] | None = None   # what the network takes for black and white, as 0,1; none: the dataset's scaling
+INPUT_MEAN: list[float] | None = None    # subtracted from each channel after scaling to INPUT_RANGE
+CHANNEL_ORDER = "rgb"            # order of the channels that the network takes: rgb or bgr (with INPUT_RANGE)
+BLOCKS: list[str] | None = None  # the three blocks, each layer names joined by +; none: the dataset's, or found
+FEATURE_MAP = ""                 # layer whose output Grad-CAM reads; empty: the dataset's, or found
+ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classifies the clean data
+
+LEARNING_RATE: float | None = None       # of Adam, both phases; none: the named setting's, as for all that follow
+BATCH: int | None = None                 # images a step, drawn evenly over the labels
+PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
+PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
+configure(globals())
+
+from utils import transfer  # noqa: E402  (TensorFlow loads only after the flags were read)
+from utils.examination import classifier, examinations, set_weights, weights_of  # noqa: E402
+from utils.topology import block_layers  # noqa: E402
+from utils.tuning import SUBSETS, tune  # noqa: E402
+
+FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment")
+
+
+def main():
+    for examination in examinations(globals()):
+        examined, clean = examination.examined, examination.clean
+        with examination.stage("pnnir", FIELDS, blocks=examined.blocks) as stage:
+            if stage.finished:
+                examination.say(f"{stage.path} is there already")
+                continue
+            original = weights_of(examined.network)
+            tuned = {}
+            for number, subset in enumerate(SUBSETS):
+                def make():
+                    set_weights(examined.network, original)
+                    layers = {layer.name: layer for block in subset
+                              for layer in block_layers(examined.network, examined.blocks[int(block) - 1])}
+                    tune(examined, list(layers.values()), len(subset), clean, examination.settings,
+                         1000 * SEED + number, lambda *at: examination.say(
+                             "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
+                    model = classifier(examined.network, examined.preprocess)
+                    accuracy = transfer.accuracy(model, clean.x_measure, clean.y_measure)
+                    return {"weights": weights_of(examined.network), "accuracy": accuracy}
+                tuned[subset] = stage.part(subset, make)
+                examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
+            stage.finish(tuned)
+            examination.say(f"wrote {stage.path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+"""Stage 2, potential trigger reconstruction: a mask and a pattern for every label (paper IV-C).
+
+For each label, optimize a patch that sends images of other labels to it on the examined model and not on tuned model
+123. Under the default setting also with the two models' roles swapped, which is what the label's patch is judged
+against. Reads pnnir.h5; writes RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
+"""
+
+from utils.config import configure, run
+
+DATASET = "signs"                # row of the table in utils/datasets.py
+MODELS = ["patch1"]              # names under models/DATASET/, or paths of model files; one or more
+CLEAN_DATA = ""                  # HDF5 file with x, y, or folder of images per label; empty: the dataset's held-out part
+CLEAN_PER_LABEL: int | None = None   # clean images of each label used at most; none: the dataset's number
+RESULTS = "results"              # artifacts go to RESULTS/DATASET/MODEL/
+SETTINGS = "default"             # named setting in utils/datasets.py: default, or paper
+SEED = 0                         # decides the split of the clean data and every random draw
+OVERWRITE = False                # start afresh where there are artifacts already
+ARCHITECTURE = ""                # for files with weights only: a row of the dataset table, or a model's JSON file
+INPUT_RANGE: list[float] | None = None   # what the network takes for black and white, as 0,1; none: the dataset's scaling
+INPUT_MEAN: list[float] | None = None    # subtracted from each channel after scaling to INPUT_RANGE
+CHANNEL_ORDER = "rgb"            # order of the channels that the network takes: rgb or bgr (with INPUT_RANGE)
+BLOCKS: list[str] | None = None  # the three blocks, each layer names joined by +; none: the dataset's, or found
+FEATURE_MAP = ""                 # layer whose output Grad-CAM reads; empty: the dataset's, or found
+ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classifies the clean data
+
+STEPS: int | None = None         # steps of Adam for each label; none: the named setting's, as for all that follow
+TRIGGER_RATE: float | None = None        # learning rate of mask and pattern, which are in [0, 1]
+NOISE_WEIGHT: float | None = None        # β of L_noise
+CLEAN_MASS: float | None = None          # v of L_clean
+PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×32; larger images: the same for their share)
+IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
+LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
+configure(globals())
+
+from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
+from utils.examination import examinations  # noqa: E402
+from utils.reconstruction import PatchTrigger, reconstruct_all  # noqa: E402
+
+FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
+          "clean_mass", "pixel_price", "role_swap", "measured_images")
+
+
+def main():
+    for examination in examinations(globals()):
+        tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
+        with examination.stage("potential_triggers", FIELDS, pnnir=pnnir) as stage:
+            if stage.finished:
+                examination.say(f"{stage.path} is there already")
+                continue
+            control = examination.tuned_model(tuned["123"]["weights"])
+            arrays = reconstruct_all(PatchTrigger, examination, examination.model, control, stage, LABELS_AT_ONCE)
+            if examination.settings.role_swap:
+                arrays["swapped"] = reconstruct_all(PatchTrigger, examination, control, examination.model, stage,
+                                                    LABELS_AT_ONCE, "swapped")
+            pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
+            stage.finish(arrays)
+            examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""Reconstruction: labels together are labels one at a time, and the objective is the paper's."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from utils.clean_data import Sampler, images_of_others
+from utils.datasets import Settings
+from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruct
+
+LABELS, SHAPE = 4, (8, 8, 3)
+
+
+def small_network(seed):
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3, activation="relu"),
+                                keras.layers.Flatten(), keras.layers.Dense(LABELS)])
+    return tf.function(lambda images: network(images, training=False))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    random = np.random.default_rng(1)
+    images = random.integers(0, 256, (40, *SHAPE)).astype(np.uint8)
+    labels = np.arange(40) % LABELS
+    return small_network(1), small_network(2), tf.constant(images), labels
+
+
+@pytest.mark.parametrize("kind, change", [
+    (PatchTrigger, {"steps": 12, "mask_start": 0.4, "pixel_price": 0.04}), (ColourTrigger, {"filter_steps": 12})])
+def test_labels_together_give_what_one_at_a_time_gives(scene, kind, change):
+    attacked, control, images, labels = scene
+    settings = replace(Settings(), **change)
+    sampler = Sampler(labels, LABELS, seed=3)
+
+    def found(targets):
+        return reconstruct(kind(targets, SHAPE, settings, 3), targets, attacked, control, images, sampler, settings)
+
+    together = found(list(range(LABELS)))
+    for target in range(LABELS):
+        alone = found([target])
+        for name in together:
+            np.testing.assert_allclose(together[name][target], alone[name][0], atol=2e-3)     # Adam magnifies rounding where gradients are small
+
+
+def test_first_step_follows_the_gradient_of_the_stated_loss(scene):
+    """One Adam step moves each variable by the rate against the sign of its gradient: check it by differences."""
+    attacked, control, images, labels = scene
+    settings = replace(Settings(), steps=1, mask_start=0.4, pixel_price=0.04, clean_mass=1.0)
+    sampler, target = Sampler(labels, LABELS, seed=3), 2
+    chosen = tf.gather(images, sampler.of_others(tf.constant(0), tf.constant([target]), 10)[0]).numpy() / 255.0
+
+    def loss(m, pattern):
+        mask = 0.5 * (np.tanh(8 * (m - 0.5)) + 1)
+        attached = (chosen * (1 - mask[..., None]) + pattern * mask[..., None]).astype(np.float32)
+        probability = tf.nn.softmax(attacked(attached)).numpy()
+        mass = tf.nn.softmax(control(attached)).numpy().sum(0)
+        pairs = [(mask[:, 1:], mask[:, :-1]), (mask[1:], mask[:-1]), (mask[1:, 1:], mask[:-1, :-1]),
+                 (mask[1:, :-1], mask[:-1, 1:])]
+        noise = sum(np.abs(p - q).sum() for p, q in pairs)
+        return (-np.log(probability[:, target]).mean() + np.maximum(mass - 1.0, 0).sum() + 0.005 * noise
+                + 0.04 * 1024 / 64 * mask.sum())
+
+    start = PatchTrigger([target], SHAPE, settings, 3)
+    m, pattern = start.m.numpy()[0, ..., 0].astype(float), start.pattern.numpy()[0].astype(float)
+    m += np.random.default_rng(0).uniform(-0.05, 0.05, m.shape)    # equal neighbours have no gradient of |p - q|
+    start.m.assign(m[None, ..., None])
+    before_pattern = start.pattern.numpy()[0]
+    reconstruct(start, [target], attacked, control, images, sampler, settings)
+    moved_m, moved = start.m.numpy()[0, ..., 0] - m, start.pattern.numpy()[0] - before_pattern
+    for y, x in ((0, 0), (3, 4), (7, 7)):
+        for change, moved_by in ((lambda h: loss(_nudged(m, (y, x), h), pattern), moved_m[y, x]),
+                                 (lambda h: loss(m, _nudged(pattern, (y, x, 1), h)), moved[y, x, 1])):
+            slope = (change(1e-2) - change(-1e-2)) / 2e-2
+            if abs(slope) > 1e-2:
+                assert np.sign(moved_by) == -np.sign(slope)
+                assert abs(moved_by) == pytest.approx(0.1, abs=0.011) or abs(moved_by) < 0.1   # clipped at the ends
+
+
+def _nudged(array, place, by):
+    array = array.copy()
+    array[place] += by
+    return array
+
+
+def test_a_draw_takes_other_labels_evenly_and_does_not_depend_on_the_chunk():
+    labels = np.repeat(np.arange(6), 5)
+    sampler = Sampler(labels, 6, seed=0)
+    targets = np.arange(6, dtype=np.int32)
+    drawn = np.stack([labels[sampler.of_others(tf.constant(step), tf.constant(targets), 10)] for step in range(50)], 1)
+    for target in targets:
+        counts = np.bincount(drawn[target].ravel(), minlength=6)
+        assert counts[target] == 0
+        assert np.delete(counts, target).min() >= 95 and counts.max() <= 105     # 500 draws over five labels
+    alone = labels[sampler.of_others(tf.constant(7), tf.constant([4]), 10)]
+    np.testing.assert_array_equal(alone[0], drawn[4, 7])
+
+
+def test_balanced_batches_draw_rare_labels_as_often_as_frequent_ones():
+    labels = np.array([0] * 90 + [1] * 10)
+    sampler = Sampler(labels, 2, seed=0)
+    indices, drawn = sampler.balanced(tf.constant(5), 4000)
+    np.testing.assert_array_equal(labels[indices], drawn)
+    assert 0.45 < np.mean(drawn) < 0.55
+
+
+def test_images_to_measure_on_never_show_the_target():
+    labels = np.repeat(np.arange(3), 10)
+    chosen = images_of_others(labels, range(3), 200, seed=0)
+    assert chosen.shape == (3, 20)
+    for target in range(3):
+        assert target not in labels[chosen[target]]
+        assert len(set(chosen[target])) == 20

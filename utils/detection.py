@@ -1,0 +1,105 @@
+"""The decision for a label and for a model: TNDA (paper IV-E), and the role swap.
+
+TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The role
+swap asks what it costs to find a pattern that works on the examined model and not on tuned model 123, against the
+same with the two models' roles exchanged. On a clean label both are the same problem; a backdoor makes the first
+far cheaper. Each label is its own control.
+"""
+
+import json
+
+import numpy as np
+
+from utils import transfer
+from utils.clean_data import images_of_others
+from utils.files import replacing
+from utils.tuning import SUBSETS
+
+HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
+RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
+NO_CHEAPER = "clean: as costly with the models' roles swapped"
+
+
+def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None):
+    """A label's decision, one of the texts above.
+
+    asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
+    trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
+    adversarial patch. cost, swapped_cost: final objectives of the two roles, where `settings.role_swap`.
+    """
+    if asr < settings.random_threshold:
+        return RANDOM
+    if settings.role_swap and cost is not None:
+        return INFECTED if swapped_cost >= settings.swap_ratio * cost else NO_CHEAPER
+    reached = sum(value >= threshold for value in transfers.values())
+    return PATCH if reached >= settings.transfers_needed else INFECTED
+
+
+def measure_transfers(examination, tuned, triggers, stage):
+    """ASR of every label's trigger on each tuned model but 123: array `transfer`, labels × 6.
+
+    tuned: arrays of pnnir.h5; triggers: arrays with `mask` and `pattern`, or `matrix`. Labels whose pattern is random
+    are not measured (nan).
+    """
+    clean, settings = examination.clean, examination.settings
+    labels = range(examination.examined.labels)
+    measured = images_of_others(clean.y_measure, labels, settings.measured_images, examination.seed)
+    tested = [label for label in labels if triggers["asr"][label] >= settings.random_threshold]
+    columns = []
+    for subset in HELD_OUT:
+        def make():
+            model = examination.tuned_model(tuned[subset]["weights"])
+            column = np.full(len(labels), np.nan, np.float32)
+            for label in tested:
+                column[label], _ = transfer.measure(model, clean.x_measure[measured[label]],
+                                                    transfer.trigger_of(triggers, label), label)
+            return {"transfer": column}
+        columns.append(stage.part(subset, make)["transfer"])
+        examination.say(f"measured {len(tested)} triggers on tuned model {subset}")
+    return np.stack(columns, axis=1)
+
+
+def report(examination, stage, found, transfers, threshold, masks=None):
+    """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds."""
+    settings, swapped = examination.settings, found.get("swapped", {})
+    labels = {}
+    for label, asr in enumerate(found["asr"]):
+        cost = {key: round(float(arrays["cost"][label]), 6) for key, arrays in
+                (("cost", found), ("swapped_cost", swapped)) if "cost" in arrays} if swapped else {}
+        row = {"asr": round(float(asr), 6)}
+        if masks is not None:
+            row["mask_size"] = round(float(found["mask"][label].mean()), 6)
+            row["preserved_size"] = round(float(masks[label].mean()), 6)
+        row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
+                           if not np.isnan(value)}
+        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost)}
+    infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
+    verdict = {"dataset": examination.row.name, "model": examination.examined.name,
+               "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
+               "infected_labels": infected,
+               "clean_labels": [label for label in range(len(labels)) if label not in infected],
+               "labels": labels, "settings": stage.settings, "seed": examination.seed,
+               "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
+    print(_table(labels, infected))
+    with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
+        json.dump(verdict, file, indent=1)
+        file.write("\n")
+    named = f"BACKDOORED, infected labels: {', '.join(map(str, infected))}" if infected else "no backdoor found"
+    print(f"verdict: {examination.row.name}/{examination.examined.name} {named}", flush=True)
+    return verdict
+
+
+def _table(labels, infected):
+    sized, swapped = "mask_size" in labels["0"], "cost" in labels["0"]
+    lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
+             + "   cost  swapped ratio" * swapped + "  decision"]
+    for label, row in labels.items():
+        line = f"{label:>5} {row['asr']:6.2f}"
+        if sized:
+            line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
+        line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
+                               for name in HELD_OUT)
+        if swapped:
+            line += f" {row['cost']:6.2f} {row['swapped_cost']:8.2f} {row['swapped_cost'] / row['cost']:5.2f}"
+        lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
+    return "\n".join(lines)

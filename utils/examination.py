@@ -1,0 +1,114 @@
+"""What every stage starts from: the examined model, the clean data, the settings, and where its artifacts go."""
+
+import pathlib
+import time
+from dataclasses import asdict, dataclass, replace
+
+import keras
+import tensorflow as tf
+
+from utils import artifacts, transfer
+from utils.clean_data import CleanData, load_clean_data
+from utils.config import UserError
+from utils.datasets import Dataset, Settings, dataset
+from utils.examined_model import ExaminedModel, load_examined
+
+CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One examined model with all that a stage needs. `model` maps images in [0, 1] to logits."""
+
+    examined: ExaminedModel
+    clean: CleanData
+    row: Dataset
+    settings: Settings
+    folder: pathlib.Path
+    seed: int
+    overwrite: bool
+    model: object
+    accuracy: float
+
+    @property
+    def inputs(self):
+        """Fingerprints that every artifact of this examination carries."""
+        return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed}
+
+    def stage(self, name, fields, **inputs):
+        """The `artifacts.Stage` called `name`; it depends on `fields` of the settings and on `inputs`."""
+        return artifacts.Stage(self.folder, name, self.inputs | {key: getattr(self.settings, key) for key in fields}
+                               | inputs, self.overwrite)
+
+    def read(self, name, script):
+        """(arrays, settings, fingerprint) of an earlier stage, made from the same model and clean data."""
+        return artifacts.read_stage(self.folder, name, script, **self.inputs)
+
+    def require_colour(self):
+        """Raise UserError for a model of one-channel images."""
+        if self.examined.shape[-1] == 1:
+            raise UserError(f"{self.examined.path} takes one-channel images, which have no colours to filter: the feature-"
+                            "space stages need three channels, use potential_triggers_reconstruction.py")
+
+    def tuned_model(self, weights):
+        """A tuned model as a function from images in [0, 1] to logits. weights: its group of `pnnir.h5`."""
+        network = keras.models.clone_model(self.examined.network)
+        set_weights(network, weights)
+        return classifier(network, self.examined.preprocess)
+
+    def say(self, text):
+        print(f"[{self.row.name}/{self.examined.name}] {text}", flush=True)
+
+
+def examinations(constants):
+    """Yield an `Examination` for each of MODELS. constants: the calling script's `globals()`."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    tf.config.experimental.enable_op_determinism()
+    row = dataset(constants["DATASET"])
+    settings = row[constants["SETTINGS"]]
+    own = {key.lower(): value for key, value in constants.items() if key.isupper() and value is not None}
+    settings = replace(settings, **{key: type(getattr(settings, key))(own[key]) for key in asdict(settings).keys()
+                                    & own.keys()})
+    for name in constants["MODELS"]:
+        start = time.time()
+        keras.utils.set_random_seed(constants["SEED"])
+        examined = load_examined(name, row, architecture=constants["ARCHITECTURE"],
+                                 input_range=constants["INPUT_RANGE"], input_mean=constants["INPUT_MEAN"],
+                                 channel_order=constants["CHANNEL_ORDER"], blocks=constants["BLOCKS"],
+                                 feature_map=constants["FEATURE_MAP"])
+        clean = load_clean_data(constants["CLEAN_DATA"], row.name, examined.shape, examined.labels,
+                                constants["CLEAN_PER_LABEL"] or row.clean_per_label, constants["SEED"])
+        model = classifier(examined.network, examined.preprocess)
+        reached = transfer.accuracy(model, clean.x_measure, clean.y_measure)
+        if reached < min(CHANCE / examined.labels, 0.6) and not constants["ALLOW_LOW_ACCURACY"]:
+            raise UserError(
+                f"{examined.path} classifies only {reached:.1%} of the clean images rightly: check INPUT_RANGE, "
+                "INPUT_MEAN, CHANNEL_ORDER and the order of the labels, or set ALLOW_LOW_ACCURACY")
+        examination = Examination(examined, clean, row, settings,
+                                  pathlib.Path(constants["RESULTS"]) / row.name / examined.name, constants["SEED"],
+                                  constants["OVERWRITE"], model, reached)
+        examination.say(f"clean accuracy {reached:.1%} on {len(clean.y_measure)} images; {len(clean.y_tune)} images to "
+                        f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}")
+        yield examination
+        examination.say(f"done in {time.time() - start:.0f} s")
+
+
+def classifier(network, preprocess):
+    """A compiled function from float32 RGB images in [0, 1], N×H×W×C, to the network's logits, N×labels."""
+    @tf.function(reduce_retracing=True)
+    def logits(images):
+        return network(preprocess(images), training=False)
+    return logits
+
+
+def weights_of(network):
+    """All weights as arrays by their path: what `pnnir.h5` holds of a tuned model."""
+    return {weight.path: weight.numpy() for weight in network.weights}
+
+
+def set_weights(network, weights):
+    """Put arrays by their paths (nested or not) into a network of the same topology."""
+    arrays = artifacts.plain(weights)
+    for weight in network.weights:
+        weight.assign(arrays[weight.path])

@@ -1,0 +1,134 @@
+"""PNNIR: partial neural network initialization and retraining (paper IV-B)."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils.clean_data import Sampler
+from utils.topology import split
+
+SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
+CHECK = 100              # steps between two looks at the loss
+PATIENCE = 5             # looks without a lower loss after which training counts as stable
+CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
+
+
+def tune(examined, layers, count, clean, settings, seed, progress=lambda *_: None):
+    """Turn the examined network into a tuned model, in place: re-initialize `layers`, train them, then everything.
+
+    examined: `utils.examined_model.ExaminedModel`. layers: those of the chosen blocks; count: number of blocks.
+    progress(phase, step, steps, loss) is called every CHECK steps.
+    """
+    network = examined.network
+    reinitialise(layers, settings.init_bound, seed)
+    reset_random_layers(network, seed)
+    images = tf.constant(clean.x_tune)
+
+    def scaled(batch, step):
+        return examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
+
+    def augmented(batch, step):
+        return scaled(shift_and_flip(batch, seed, step), step)
+
+    steps = settings.phase1_steps[count - 1]
+    front, head = split(network, layers)
+    per_image = sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
+    if per_image * len(images) <= CACHED_BYTES:
+        # Without augmentation: what the frozen part sees must be the same at every step to be kept.
+        train(head, layers, lambda batch, step: batch, _features(front, images, scaled), clean.y_tune, steps,
+              settings, seed, progress=lambda *at: progress(1, *at))
+    else:
+        train(network, layers, scaled, [images], clean.y_tune, steps, settings, seed,
+              progress=lambda *at: progress(1, *at))
+    everything = [layer for layer in network.layers if layer.weights]
+    train(network, everything, augmented if settings.augment else scaled, [images], clean.y_tune,
+          settings.phase2_steps[count - 1], settings, seed + 1, settings.phase2_stop == "stable",
+          progress=lambda *at: progress(2, *at))
+
+
+def reinitialise(layers, bound, seed):
+    """Draw the layers' weights anew: uniform in [-bound, bound], biases at `bound` (release).
+
+    Normalization layers go back to what they are before any training.
+    """
+    random = np.random.default_rng(seed)
+    for layer in layers:
+        for weight in layer.weights:
+            if weight.name in ("gamma", "moving_variance"):
+                value = np.ones(weight.shape)
+            elif weight.name in ("beta", "moving_mean"):
+                value = np.zeros(weight.shape)
+            elif weight.name == "bias":
+                value = np.full(weight.shape, bound)
+            else:
+                value = random.uniform(-bound, bound, weight.shape)
+            weight.assign(value.astype(np.float32))
+
+
+def reset_random_layers(network, seed):
+    """Start every dropout's random numbers anew, so that a tuned model does not depend on those made before it."""
+    for number, layer in enumerate(network.layers):
+        generator = getattr(layer, "seed_generator", None)
+        if generator is not None:
+            generator.state.assign(np.array([seed % 2**31, number], generator.state.dtype))
+
+
+def train(network, layers, prepare, images, labels, steps, settings, seed, until_stable=False,
+          progress=lambda *_: None):
+    """Train `layers` of a network with Adam on label-balanced batches; nothing else of it changes.
+
+    prepare(batch, step): a batch of `images` (a list of arrays, features of a frozen part or the images alone) to
+    the network's input. Stops early, if `until_stable`, when the loss has not fallen for PATIENCE looks (the paper:
+    "until the performance is stable").
+    """
+    wanted = {id(layer) for layer in layers}
+    for layer in network.layers:
+        layer.trainable = id(layer) in wanted      # a frozen batch normalization keeps its statistics, too
+    variables = [variable for layer in layers for variable in layer.trainable_variables]
+    sampler = Sampler(labels, int(labels.max()) + 1, seed)
+    optimizer = keras.optimizers.Adam(settings.learning_rate)
+    optimizer.build(variables)
+
+    @tf.function
+    def run(first, last):
+        total = 0.0
+        for step in tf.range(first, last):
+            chosen, target = sampler.balanced(step, settings.batch)
+            batch = [tf.gather(part, chosen) for part in images]
+            with tf.GradientTape() as tape:
+                logits = network(prepare(batch[0] if len(batch) == 1 else batch, step), training=True)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
+            optimizer.apply(tape.gradient(loss, variables), variables)
+            total += loss
+        return total / tf.cast(last - first, tf.float32)
+
+    best, looks = np.inf, 0
+    for first in range(0, steps, CHECK):
+        last = min(first + CHECK, steps)
+        loss = float(run(tf.constant(first), tf.constant(last)))
+        progress(last, steps, loss)
+        best, looks = (loss, 0) if loss < best else (best, looks + 1)
+        if until_stable and looks >= PATIENCE:
+            break
+
+
+def shift_and_flip(images, seed, step):
+    """Random crop of the image padded by 4, and random horizontal flip (release, CIFAR-10). uint8 N×H×W×C."""
+    count, height, width = images.shape[0], images.shape[1], images.shape[2]
+    key = tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)])
+    padded = tf.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    corner = tf.random.stateless_uniform((2, count, 1), key, 0, 9, tf.int32)
+    columns = tf.range(width) + corner[1]
+    flip = tf.random.stateless_uniform((count, 1), key + 2_000_003) < 0.5
+    columns = tf.where(flip, columns[:, ::-1], columns)
+    rows = tf.gather(padded, tf.range(height) + corner[0], batch_dims=1)
+    return tf.gather(rows, tf.repeat(columns[:, None], height, axis=1), axis=2, batch_dims=2)
+
+
+def _features(front, images, scaled):
+    """Outputs of the frozen part for all images: a list of tensors."""
+    @tf.function
+    def batch(chosen):
+        return tf.nest.flatten(front(scaled(chosen, 0), training=False))
+    rows = [batch(images[start:start + 256]) for start in range(0, len(images), 256)]
+    return [tf.concat(part, axis=0) for part in zip(*rows)]
