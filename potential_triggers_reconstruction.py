@@ -29,15 +29,18 @@ NOISE_WEIGHT: float | None = None        # β of L_noise
 CLEAN_MASS: float | None = None          # v of L_clean
 PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×32; larger images: the same for their share)
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
+RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no swapped reconstruction
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
-from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
+import numpy as np  # noqa: E402  (libraries load only after the flags were read)
+
+from utils import pictures  # noqa: E402
 from utils.examination import examinations  # noqa: E402
 from utils.reconstruction import PatchTrigger, reconstruct_all  # noqa: E402
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
-          "clean_mass", "pixel_price", "role_swap", "measured_images")
+          "clean_mass", "pixel_price", "role_swap", "random_threshold", "measured_images")
 
 
 def main():
@@ -48,10 +51,13 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             control = examination.tuned_model(tuned["123"]["weights"])
-            arrays = reconstruct_all(PatchTrigger, examination, examination.model, control, stage, LABELS_AT_ONCE)
+            arrays = reconstruct_all(PatchTrigger, examination, examination.model, control, stage,
+                                     range(examination.examined.labels), LABELS_AT_ONCE)
             if examination.settings.role_swap:
+                # Labels whose pattern is no better than random are clean and need no control.
+                strong = np.flatnonzero(arrays["asr"] >= examination.settings.random_threshold)
                 arrays["swapped"] = reconstruct_all(PatchTrigger, examination, control, examination.model, stage,
-                                                    LABELS_AT_ONCE, "swapped")
+                                                    strong, LABELS_AT_ONCE, "tuned")
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

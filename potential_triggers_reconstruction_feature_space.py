@@ -46,7 +46,8 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             control = examination.tuned_model(tuned["123"]["weights"])
-            arrays = reconstruct_all(ColourTrigger, examination, examination.model, control, stage, LABELS_AT_ONCE)
+            arrays = reconstruct_all(ColourTrigger, examination, examination.model, control, stage,
+                                     range(examination.examined.labels), LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.filter_sheet(arrays, examination.clean.x_measure))
             stage.finish(arrays)

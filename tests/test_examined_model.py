@@ -34,7 +34,7 @@ def images(network, count=3):
     return np.random.default_rng(1).random((count, *[side or 32 for side in network.input_shape[1:]])).astype("f4")
 
 
-def branched():
+def branched(augment=True):
     """Augmentation, rescaling, inner models of both kinds (one called twice), arithmetic, a softmax of its own."""
     tail = keras.Sequential([layers.Input((None, None, 4)), layers.Conv2D(4, 3, padding="same", name="conv"),
                              layers.BatchNormalization(name="norm")], name="tail")
@@ -42,7 +42,8 @@ def branched():
     block = keras.Model(inner, layers.Add()([inner, layers.DepthwiseConv2D(3, padding="same", name="conv")(inner)]),
                         name="block")
     x = first = layers.Input((32, 32, 3))
-    x = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.2)])(x)
+    if augment:
+        x = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomContrast(0.2)])(x)
     x = layers.Rescaling(1 / 127.5, -1.0)(x)
     x = layers.Conv2D(4, 3, strides=4, name="conv", kernel_regularizer="l2", kernel_initializer="he_normal")(x)
     x = layers.ReLU(6.0)(block(block(x), training=False))

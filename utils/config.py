@@ -10,6 +10,7 @@ import argparse
 import ast
 import io
 import math
+import os
 import re
 import sys
 import textwrap
@@ -53,6 +54,7 @@ def configure(namespace):
             values[name] = [number for item in values[name]
                             for number in (item if isinstance(item, list) else [item])]
     namespace.update(values)
+    _load_tensorflow()
 
 
 def read_constants(source):
@@ -103,6 +105,20 @@ def run(main):
         # A full disk or a folder that may not be written is the user's to mend, not a crash of ours.
         place = f" ({error.filename})" if error.filename else ""
         sys.exit(_complain(f"{error.strerror or error}{place}: check the disk's space and the folder's permissions"))
+
+
+def _load_tensorflow():
+    """Import TensorFlow without the notes that its C++ prints past every log level; errors still raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow
+        tensorflow.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _complain(message):

@@ -104,7 +104,7 @@ CLASSIC_BLOCKS = (("full",), ("class",))
 
 DATASETS = {row.name: row for row in (
     _row(name="signs", shape=(32, 32, 3), labels=12, pixel_mean=(127.5,), pixel_scale=255.0,
-         network="convnet", network_options={"widths": ((8, 16), (16, 32), (32, 64)), "hidden": 128},
+         network="convnet", network_options={"widths": ((8, 16), (16, 32), (32, 64)), "hidden": 256},
          blocks=(("conv6",), *CLASSIC_BLOCKS), feature_map="pool3", clean_per_label=150,
          # Our own dataset: the paper's numbers for GTSRB, its nearest relative.
          paper=Settings(phase1_steps=(500, 1000, 1500), phase2_steps=(5000,) * 3, phase2_stop="stable",

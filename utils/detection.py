@@ -29,7 +29,7 @@ def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None):
     """
     if asr < settings.random_threshold:
         return RANDOM
-    if settings.role_swap and cost is not None:
+    if settings.role_swap:
         return INFECTED if swapped_cost >= settings.swap_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
@@ -61,11 +61,13 @@ def measure_transfers(examination, tuned, triggers, stage):
 
 def report(examination, stage, found, transfers, threshold, masks=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds."""
-    settings, swapped = examination.settings, found.get("swapped", {})
+    settings = examination.settings
+    swapped = {int(label): float(cost) for label, cost in zip(found.get("swapped", {}).get("label", ()),
+                                                              found.get("swapped", {}).get("cost", ()))}
     labels = {}
     for label, asr in enumerate(found["asr"]):
-        cost = {key: round(float(arrays["cost"][label]), 6) for key, arrays in
-                (("cost", found), ("swapped_cost", swapped)) if "cost" in arrays} if swapped else {}
+        cost = {"cost": round(float(found["cost"][label]), 6), "swapped_cost": round(swapped[label], 6)} \
+            if label in swapped else {}
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
             row["mask_size"] = round(float(found["mask"][label].mean()), 6)
@@ -90,7 +92,7 @@ def report(examination, stage, found, transfers, threshold, masks=None):
 
 
 def _table(labels, infected):
-    sized, swapped = "mask_size" in labels["0"], "cost" in labels["0"]
+    sized, swapped = "mask_size" in labels["0"], any("cost" in row for row in labels.values())
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost  swapped ratio" * swapped + "  decision"]
     for label, row in labels.items():
@@ -99,7 +101,9 @@ def _table(labels, infected):
             line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
-        if swapped:
+        if swapped and "cost" not in row:
+            line += " " * 22
+        elif swapped:
             line += f" {row['cost']:6.2f} {row['swapped_cost']:8.2f} {row['swapped_cost'] / row['cost']:5.2f}"
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

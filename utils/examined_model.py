@@ -178,8 +178,7 @@ def _flat(network, path):
     shape = network.input_shape
     if not isinstance(shape, tuple) or not isinstance(network.output_shape, tuple):
         raise UserError(f"{path} has several inputs or outputs: save the part that classifies one image")
-    images = keras.Input(batch_shape=shape, name=network.inputs[0]._keras_history.operation.name)
-    flat = topology.flatten(network, images)
+    flat = topology.flatten(network)
     for node in topology.nodes(flat):
         for x in node.outputs:
             if None in x.shape[1:] or math.prod(x.shape[1:]) > checked_config.TENSOR:

@@ -22,6 +22,7 @@ def grad_cam(network, feature_map):
     @tf.function
     def heat(inputs, target):
         with tf.GradientTape() as tape:
+            tape.watch(inputs)
             features, logits = joint(inputs, training=False)
             score = tf.gather(logits, target, axis=1)
         return maps_from(features, tape.gradient(score, features))

@@ -35,8 +35,10 @@ class PatchTrigger:
 
     def shape_terms(self):
         """L_noise and the price per pixel; L values."""
-        mask = self.mask()[..., 0]
-        return self.settings.noise_weight * triggers.noise(mask) + self.price * tf.reduce_sum(mask, axis=(1, 2))
+        return self.settings.noise_weight * triggers.noise(self.mask()[..., 0]) + self.price_paid()
+
+    def price_paid(self):
+        return self.price * tf.reduce_sum(self.mask(), axis=(1, 2, 3))
 
     def confine(self):
         """Back into the valid range, after each step."""
@@ -62,6 +64,9 @@ class ColourTrigger:
         return triggers.recolour(images, self.matrix)
 
     def shape_terms(self):
+        return self.price_paid()
+
+    def price_paid(self):
         return tf.zeros(self.matrix.shape[0])
 
     def confine(self):
@@ -109,31 +114,28 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
     return trigger.arrays()
 
 
-def reconstruct_all(kind, examination, attacked, control, stage, labels_at_once=None, role="examined"):
-    """Reconstruct a trigger for every label, in chunks kept as parts of `stage`, and measure what it costs.
+def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_at_once=None, role="examined"):
+    """Reconstruct a trigger for each of `labels`, in chunks kept as parts of `stage`, and measure what it costs.
 
-    kind: PatchTrigger or ColourTrigger. Returns arrays with one row a label: the trigger's own, `asr` on the
-    attacked model, `entropy` (mean cross-entropy there) and `cost` (entropy plus the price of the mask).
+    kind: PatchTrigger or ColourTrigger. Returns arrays with one row for each of `labels`: `label`, the trigger's own,
+    `asr` on the attacked model, `entropy` (mean cross-entropy there) and `cost` (entropy plus the price of the mask).
     """
     examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
     chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
     sampler = Sampler(clean.y_tune, examined.labels, seed)
     images = tf.constant(clean.x_tune)
     measured = images_of_others(clean.y_measure, range(examined.labels), settings.measured_images, seed)
-    parts = []
-    for first in range(0, examined.labels, chunk):
-        targets = np.arange(first, min(first + chunk, examined.labels))
 
-        def make():
-            trigger = kind(targets, examined.shape, settings, seed)
-            arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings,
-                                 lambda step: examination.say(f"labels {targets[0]} to {targets[-1]}, effective on the "
-                                                              f"{role} model: step {step} of {trigger.steps}"))
-            rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)
-                    for row, target in enumerate(targets)]
-            arrays["asr"], arrays["entropy"] = np.array(rows, np.float32).T
-            arrays["cost"] = arrays["entropy"] + trigger.price * arrays["mask"].sum(axis=(1, 2)) \
-                if "mask" in arrays else arrays["entropy"]
-            return arrays
-        parts.append(stage.part(f"{role}-{first}", make))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def make(targets):
+        trigger = kind(targets, examined.shape, settings, seed)
+        arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings,
+                             lambda step: examination.say(f"{len(targets)} labels from {targets[0]}, effective on the "
+                                                          f"{role} model: step {step} of {trigger.steps}"))
+        rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)
+                for row, target in enumerate(targets)]
+        arrays["asr"], arrays["entropy"] = np.array(rows, np.float32).T
+        return arrays | {"label": np.array(targets), "cost": arrays["entropy"] + trigger.price_paid().numpy()}
+
+    parts = [stage.part(f"{role}-{targets[0]}", lambda: make(targets))
+             for targets in (list(map(int, labels[first:first + chunk])) for first in range(0, len(labels), chunk))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

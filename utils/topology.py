@@ -81,12 +81,13 @@ def _cut(network, starts, frontier):
     head = Model(inputs[0] if one else inputs, made[id(network.outputs[0])], name="head")
     return front, head
 
-def flatten(model, images):
-    """The model called on `images` (a Keras input) with the models inside it spelled out, as one flat network.
+def flatten(model):
+    """The model with the models inside it spelled out, as one flat network that shares the layers.
 
-    Layers that bear the same name in different inner models are renamed to MODEL_NAME. The result shares the layers.
+    Layers that bear the same name in different inner models are renamed to MODEL_NAME, the input to `images`.
     """
-    taken = {images._keras_history.operation.name: None}
+    images = Input(batch_shape=model.input_shape, name="images")
+    taken = {"images": None}
 
     def call(operation, *args, prefix="", **kwargs):
         if isinstance(operation, Sequential):
@@ -131,9 +132,14 @@ def to_logits(network):
     if activation not in ("linear", "softmax", "log_softmax"):
         raise UserError(f"the last layer {last.name!r} ends in {activation}: only networks that end in a softmax or in "
                         "logits can be examined")
-    if isinstance(last, layers.Softmax) and last.axis not in (-1, len(network.output_shape) - 1):
+    rank = len(_node_of(network, last).outputs[0].shape)
+    if activation != "linear" and getattr(last, "axis", -1) not in (-1, rank - 1):
         raise UserError(f"the softmax {last.name!r} runs over axis {last.axis}, not over the labels: cannot be examined")
-    drop = activation != "linear" and not last.weights      # a layer of its own rather than a layer's activation
+    if activation == "linear" and _combines_scores(network, last):
+        raise UserError(f"the last layer {last.name!r} combines what a softmax made of logits, as in an ensemble: "
+                        "examine its members one by one")
+    # A softmax of its own, layer or arithmetic, rather than the activation of a layer.
+    drop = activation != "linear" and not getattr(last, "weights", ())
     copies = {}
 
     def call(operation, *args, **kwargs):
@@ -155,7 +161,7 @@ def to_logits(network):
             copies[id(operation)] = copy
         return copies[id(operation)](*args, **kwargs)
 
-    images = Input(batch_shape=network.inputs[0].shape, name=network.inputs[0]._keras_history.operation.name)
+    images = Input(batch_shape=network.input_shape, name="images")
     made = {id(network.inputs[0]): images}
     _replay(nodes(network), made, call)
     result = Model(images, made[id(network.outputs[0])], name=network.name)
@@ -204,6 +210,21 @@ def default_feature_map(network):
 
 def is_feature_map(x):
     return len(x.shape) == 4 and None not in x.shape[1:] and x.shape[1] * x.shape[2] > 1
+
+
+def _combines_scores(network, last):
+    """Whether layers without weights alone lie between a softmax and the output."""
+    waiting, seen = [last], set()
+    while waiting:
+        operation = waiting.pop()
+        if getattr(operation, "weights", ()) or id(operation) in seen:
+            continue
+        seen.add(id(operation))
+        before = [x._keras_history.operation for x in _node_of(network, operation).input_tensors]
+        if any(_activation(earlier) in ("softmax", "log_softmax") for earlier in before):
+            return True
+        waiting += [earlier for earlier in before if not isinstance(earlier, layers.InputLayer)]
+    return False
 
 
 def _trainable(operation):

@@ -1,0 +1,96 @@
+"""Artifacts: exact, whole, resumable, and never mixed with other settings."""
+
+import h5py
+import numpy as np
+import pytest
+
+from utils import artifacts
+from utils.config import UserError
+
+SETTINGS = {"steps": 3, "model": "abc", "blocks": [["conv4"], ["full"]]}
+ARRAYS = {"mask": np.float32([[0.1, 1 / 3]]), "123": {"conv1": {"kernel": np.arange(6.0).reshape(2, 3)}}}
+
+
+def finished(folder, settings=SETTINGS):
+    with artifacts.Stage(folder, "stage", settings) as stage:
+        stage.finish(ARRAYS)
+    return folder / "stage.h5"
+
+
+def test_arrays_and_settings_come_back_exactly(tmp_path):
+    arrays, settings = artifacts.read(finished(tmp_path))
+    assert settings == SETTINGS
+    np.testing.assert_array_equal(arrays["mask"], ARRAYS["mask"])
+    assert arrays["mask"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["123"]["conv1"]["kernel"], ARRAYS["123"]["conv1"]["kernel"])
+
+
+def test_a_finished_part_is_not_computed_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt), artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
+        stage.part("1", lambda: {"value": np.array(1.0)})
+        raise KeyboardInterrupt
+    with artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
+        assert not stage.finished
+        assert stage.part("1", lambda: pytest.fail("computed again"))["value"] == 1.0
+        stage.finish(ARRAYS)
+    assert not (tmp_path / "stage.parts").exists()
+    with artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
+        assert stage.finished
+
+
+def test_other_settings_are_refused_until_overwrite(tmp_path):
+    finished(tmp_path)
+    with pytest.raises(UserError, match="steps was 3, is 4.*--overwrite"):
+        with artifacts.Stage(tmp_path, "stage", SETTINGS | {"steps": 4}):
+            pass
+    with artifacts.Stage(tmp_path, "stage", SETTINGS | {"steps": 4}, overwrite=True) as stage:
+        assert not stage.finished
+
+
+def test_parts_of_other_settings_are_refused_too(tmp_path):
+    with artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
+        stage.part("1", lambda: {"value": np.array(1.0)})
+    with pytest.raises(UserError, match="other settings"), artifacts.Stage(
+            tmp_path, "stage", SETTINGS | {"steps": 4}) as stage:
+        stage.part("1", lambda: {"value": np.array(2.0)})
+
+
+def test_a_second_process_is_kept_off(tmp_path):
+    with artifacts.Stage(tmp_path, "stage", SETTINGS):
+        with pytest.raises(UserError, match="another process"):
+            artifacts.Stage(tmp_path, "stage", SETTINGS).__enter__()
+    with artifacts.Stage(tmp_path, "stage", SETTINGS):
+        pass
+
+
+def test_reading_a_stage_names_the_script_that_is_missing_or_stale(tmp_path):
+    with pytest.raises(UserError, match="run pnnir.py first"):
+        artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc")
+    finished(tmp_path)
+    with pytest.raises(UserError, match="another model.*pnnir.py"):
+        artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abd")
+    arrays, settings, fingerprint = artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc")
+    assert len(fingerprint) == 64
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "text", "empty"])
+def test_a_damaged_artifact_is_named(tmp_path, damage):
+    path = finished(tmp_path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:900])
+    elif damage == "changed":
+        with h5py.File(path, "r+") as file:
+            file["mask"][0, 0] = 0.2
+    else:
+        path.write_bytes(b"not HDF5" if damage == "text" else b"")
+    with pytest.raises(UserError, match="stage.h5 is damaged"):
+        artifacts.read(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = finished(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        artifacts.write(path, {"bad": np.array([object()])}, SETTINGS)
+    assert path.read_bytes() == before
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".stage.lock", "stage.h5"]

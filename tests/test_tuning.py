@@ -1,0 +1,109 @@
+"""PNNIR on a small network: what is re-initialized, what changes in each phase, and that it repeats."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from utils import tuning
+from utils.datasets import Settings
+from utils.examination import weights_of
+from utils.topology import block_layers
+
+
+@pytest.fixture
+def scene():
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv1")(x)
+    x = keras.layers.Conv2D(4, 3, name="conv2")(x)
+    x = keras.layers.BatchNormalization(name="norm2")(x)
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dropout(0.5)(keras.layers.Dense(6, activation="relu", name="full")(x))
+    network = keras.Model(inputs, keras.layers.Dense(3, name="class")(x))
+    random = np.random.default_rng(0)
+    clean = SimpleNamespace(x_tune=random.integers(0, 256, (30, 8, 8, 3)).astype(np.uint8), y_tune=np.arange(30) % 3)
+    return SimpleNamespace(network=network, preprocess=lambda images: images - 0.5), clean
+
+
+def changed(before, after):
+    return {path.split("/")[0] for path in before if not np.array_equal(before[path], after[path])}
+
+
+def settings(phase1, phase2):
+    return replace(Settings(), phase1_steps=(phase1,) * 3, phase2_steps=(phase2,) * 3, batch=8)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_phase_1_changes_the_chosen_blocks_and_only_them(scene, cached, monkeypatch):
+    examined, clean = scene
+    monkeypatch.setattr(tuning, "CACHED_BYTES", (2 << 30) * cached)
+    before = weights_of(examined.network)
+    tuning.tune(examined, block_layers(examined.network, ("full",)), 1, clean, settings(3, 0), seed=1)
+    assert changed(before, weights_of(examined.network)) == {"full"}
+
+
+def test_cached_features_give_what_training_through_the_whole_network_gives(scene, monkeypatch):
+    examined, clean = scene
+    before, found = weights_of(examined.network), []
+    for size in (2 << 30, 0):
+        for weight in examined.network.weights:
+            weight.assign(before[weight.path])
+        monkeypatch.setattr(tuning, "CACHED_BYTES", size)
+        layers = [examined.network.get_layer(name) for name in ("conv2", "norm2", "class")]
+        tuning.tune(examined, layers, 2, clean, settings(5, 0), seed=1)
+        found.append(weights_of(examined.network))
+    for path in before:
+        np.testing.assert_allclose(found[0][path], found[1][path], atol=1e-4)
+    assert changed(before, found[0]) == {"conv2", "norm2", "class"}
+
+
+def test_phase_2_changes_everything_and_the_same_seed_repeats_it(scene):
+    examined, clean = scene
+    before, found = weights_of(examined.network), []
+    for _ in range(2):
+        for weight in examined.network.weights:
+            weight.assign(before[weight.path])
+        tuning.tune(examined, [examined.network.get_layer("class")], 1, clean, settings(2, 3), seed=1)
+        found.append(weights_of(examined.network))
+    assert changed(before, found[0]) == {"conv1", "conv2", "norm2", "full", "class"}
+    for path in before:
+        np.testing.assert_array_equal(found[0][path], found[1][path])
+
+
+def test_reinitialised_weights_are_uniform_within_the_bound_and_biases_at_it(scene):
+    network = scene[0].network
+    network.get_layer("norm2").set_weights([np.full(4, 9.0)] * 4)
+    tuning.reinitialise([network.get_layer(name) for name in ("conv2", "norm2", "class")], 0.1, seed=0)
+    kernel, bias = network.get_layer("conv2").get_weights()
+    assert abs(kernel).max() <= 0.1 and kernel.std() == pytest.approx(0.1 / 3 ** 0.5, rel=0.2)
+    np.testing.assert_allclose(bias, 0.1)
+    gamma, beta, mean, variance = network.get_layer("norm2").get_weights()
+    np.testing.assert_array_equal([gamma, beta, mean, variance], [[1] * 4, [0] * 4, [0] * 4, [1] * 4])
+
+
+def test_training_stops_when_the_loss_is_stable(scene, monkeypatch):
+    examined, clean = scene
+    monkeypatch.setattr(tuning, "CHECK", 1)
+    monkeypatch.setattr(tuning, "PATIENCE", 2)
+    steps = []
+    still = replace(settings(0, 0), learning_rate=0.0)       # nothing is learned, so the loss only varies by the draw
+    tuning.train(examined.network, [examined.network.get_layer("class")],
+                 lambda batch, step: examined.preprocess(tf.cast(batch, tf.float32) / 255.0),
+                 [tf.constant(clean.x_tune)], clean.y_tune, 500, still, 0, until_stable=True,
+                 progress=lambda step, *_: steps.append(step))
+    assert 3 <= len(steps) < 100
+
+
+def test_shift_and_flip_move_pixels_and_make_none():
+    images = tf.constant(np.random.default_rng(0).integers(1, 256, (6, 8, 8, 3)).astype(np.uint8))
+    moved = tuning.shift_and_flip(images, 3, tf.constant(5)).numpy()
+    assert moved.shape == images.shape and moved.dtype == np.uint8
+    for before, after in zip(images.numpy(), moved):
+        padded = np.pad(before, ((4, 4), (4, 4), (0, 0)))
+        crops = [padded[y:y + 8, x:x + 8] for y in range(9) for x in range(9)]
+        assert any(np.array_equal(after, crop) or np.array_equal(after, crop[:, ::-1]) for crop in crops)
+    assert not np.array_equal(moved, images)
