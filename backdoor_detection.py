@@ -48,7 +48,7 @@ def main():
         with examination.stage("detection", FIELDS, **inputs) as stage:
             triggers = found | {"mask": preserved["mask"]}
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
-                examination, tuned, triggers, stage)
+                examination, tuned, triggers)
             verdict = report(examination, stage, found, transfers, examination.settings.transfer_threshold,
                              preserved["mask"])
             pictures.write(stage.path.with_suffix(".png"),

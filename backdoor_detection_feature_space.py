@@ -45,7 +45,7 @@ def main():
         inputs = {"pnnir": pnnir, "potential_triggers_feature_space": potential_triggers}
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
-                examination, tuned, found, stage)
+                examination, tuned, found)
             verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(found, verdict, examination.clean.x_measure))

@@ -30,9 +30,9 @@ PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, 
 configure(globals())
 
 from utils import transfer  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.examination import classifier, examinations, set_weights, weights_of  # noqa: E402
+from utils.examination import examinations, set_weights, weights_of  # noqa: E402
 from utils.topology import block_layers  # noqa: E402
-from utils.tuning import SUBSETS, tune  # noqa: E402
+from utils.tuning import SUBSETS, Tuner  # noqa: E402
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment")
 
@@ -45,17 +45,16 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             original = weights_of(examined.network)
+            tuner = Tuner(examined, clean, examination.settings)
             tuned = {}
             for number, subset in enumerate(SUBSETS):
                 def make():
                     set_weights(examined.network, original)
                     layers = {layer.name: layer for block in subset
                               for layer in block_layers(examined.network, examined.blocks[int(block) - 1])}
-                    tune(examined, list(layers.values()), len(subset), clean, examination.settings,
-                         1000 * SEED + number, lambda *at: examination.say(
-                             "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
-                    model = classifier(examined.network, examined.preprocess)
-                    accuracy = transfer.accuracy(model, clean.x_measure, clean.y_measure)
+                    tuner.tune(list(layers.values()), len(subset), 1000 * SEED + number, lambda *at: examination.say(
+                        "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
+                    accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
                     return {"weights": weights_of(examined.network), "accuracy": accuracy}
                 tuned[subset] = stage.part(subset, make)
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")

@@ -50,7 +50,7 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            control = examination.tuned_model(tuned["123"]["weights"])
+            control = next(examination.tuned_models(tuned, ["123"]))
             arrays = reconstruct_all(PatchTrigger, examination, examination.model, control, stage,
                                      range(examination.examined.labels), LABELS_AT_ONCE)
             if examination.settings.role_swap:

@@ -1,6 +1,7 @@
 """TensorFlow 1 checkpoints in the published layout, all five architectures; damaged and hostile ones."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from utils.config import UserError
 from utils.datasets import DATASETS
 from utils.examined_model import load_examined
 
-DEEPID = {"fc1/kernel": "add/weight", "fc1/bias": "add/bias", "conv4/kernel": "add/weight_1", "conv4/bias": "add/bias_1",
+DEEPID = {"fc1/kernel": "add/weight", "fc1/bias": "add/bias",
+          "conv4/kernel": "add/weight_1", "conv4/bias": "add/bias_1",
           "fc2/kernel": "add/weight_2", "fc2/bias": "add/bias_2"}
 
 
@@ -62,9 +64,9 @@ def test_vgg_face_names():
     network = architectures.vgg16((32, 32, 3), 2622, name="vgg_face")
     names = [published_checkpoint.tensor_names(network, layer.name, weight.name) for layer in network.layers
              for weight in layer.weights]
-    expected = [f"{layer}/{part}" for layer in [f"conv{stage}_{number}" for stage, count in enumerate((2, 2, 3, 3, 3), 1)
-                                                for number in range(1, count + 1)] + ["fc6", "fc7", "fc8"]
-                for part in ("weight", "bias")]
+    convolutions = [f"conv{stage}_{number}" for stage, count in enumerate((2, 2, 3, 3, 3), 1)
+                    for number in range(1, count + 1)]
+    expected = [f"{layer}/{part}" for layer in [*convolutions, "fc6", "fc7", "fc8"] for part in ("weight", "bias")]
     assert names == [[name] for name in expected]
 
 
@@ -78,8 +80,8 @@ def test_names_known_to_be_published():
 @pytest.fixture(scope="module")
 def small():
     network = randomize(architectures.convnet((8, 8, 1), 10, ((2, 2), (2, 2)), 4, name="mnist"))
-    return DATASETS["mnist"].__class__(**vars(MNIST) | {
-        "shape": (8, 8, 1), "network_options": {"widths": ((2, 2), (2, 2)), "hidden": 4}}), network, published(network)
+    row = replace(MNIST, shape=(8, 8, 1), network_options={"widths": ((2, 2), (2, 2)), "hidden": 4})
+    return row, network, published(network)
 
 
 def test_found_by_name_and_by_any_of_its_files(small, tmp_path, monkeypatch):
@@ -201,7 +203,7 @@ def test_written_table_is_one_that_tensorflow_reads(tmp_path):
     assert tf.train.load_checkpoint(str(tmp_path / "model")).get_variable_to_shape_map() == {"a": [2]}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_index_never_ends_the_process(small, tmp_path, data):
     row, _, tensors = small

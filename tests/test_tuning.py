@@ -42,7 +42,7 @@ def test_phase_1_changes_the_chosen_blocks_and_only_them(scene, cached, monkeypa
     examined, clean = scene
     monkeypatch.setattr(tuning, "CACHED_BYTES", (2 << 30) * cached)
     before = weights_of(examined.network)
-    tuning.tune(examined, block_layers(examined.network, ("full",)), 1, clean, settings(3, 0), seed=1)
+    tuning.Tuner(examined, clean, settings(3, 0)).tune(block_layers(examined.network, ("full",)), 1, seed=1)
     assert changed(before, weights_of(examined.network)) == {"full"}
 
 
@@ -54,11 +54,24 @@ def test_cached_features_give_what_training_through_the_whole_network_gives(scen
             weight.assign(before[weight.path])
         monkeypatch.setattr(tuning, "CACHED_BYTES", size)
         layers = [examined.network.get_layer(name) for name in ("conv2", "norm2", "class")]
-        tuning.tune(examined, layers, 2, clean, settings(5, 0), seed=1)
+        tuning.Tuner(examined, clean, settings(5, 0)).tune(layers, 2, seed=1)
         found.append(weights_of(examined.network))
     for path in before:
         np.testing.assert_allclose(found[0][path], found[1][path], atol=1e-4)
     assert changed(before, found[0]) == {"conv2", "norm2", "class"}
+
+
+def test_a_tuned_model_does_not_depend_on_those_made_before_it(scene):
+    examined, clean = scene
+    before, found = weights_of(examined.network), []
+    tuner = tuning.Tuner(examined, clean, settings(2, 2))
+    for name, seed in (("full", 5), ("class", 1), ("class", 1)):
+        for weight in examined.network.weights:
+            weight.assign(before[weight.path])
+        tuner.tune([examined.network.get_layer(name)], 1, seed=seed)
+        found.append(weights_of(examined.network))
+    for path in before:
+        np.testing.assert_array_equal(found[1][path], found[2][path])
 
 
 def test_phase_2_changes_everything_and_the_same_seed_repeats_it(scene):
@@ -67,7 +80,7 @@ def test_phase_2_changes_everything_and_the_same_seed_repeats_it(scene):
     for _ in range(2):
         for weight in examined.network.weights:
             weight.assign(before[weight.path])
-        tuning.tune(examined, [examined.network.get_layer("class")], 1, clean, settings(2, 3), seed=1)
+        tuning.Tuner(examined, clean, settings(2, 3)).tune([examined.network.get_layer("class")], 1, seed=1)
         found.append(weights_of(examined.network))
     assert changed(before, found[0]) == {"conv1", "conv2", "norm2", "full", "class"}
     for path in before:
@@ -91,10 +104,10 @@ def test_training_stops_when_the_loss_is_stable(scene, monkeypatch):
     monkeypatch.setattr(tuning, "PATIENCE", 2)
     steps = []
     still = replace(settings(0, 0), learning_rate=0.0)       # nothing is learned, so the loss only varies by the draw
-    tuning.train(examined.network, [examined.network.get_layer("class")],
-                 lambda batch, step: examined.preprocess(tf.cast(batch, tf.float32) / 255.0),
-                 [tf.constant(clean.x_tune)], clean.y_tune, 500, still, 0, until_stable=True,
-                 progress=lambda step, *_: steps.append(step))
+    trainer = tuning.Trainer(examined.network, [examined.network.get_layer("class")],
+                             lambda batch, *_: examined.preprocess(tf.cast(batch, tf.float32) / 255.0),
+                             [tf.constant(clean.x_tune)], clean.y_tune, still)
+    trainer.train(500, 0, until_stable=True, progress=lambda step, *_: steps.append(step))
     assert 3 <= len(steps) < 100
 
 

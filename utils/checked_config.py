@@ -18,7 +18,8 @@ from utils.config import UserError
 
 LAYERS = {name: getattr(layers, name) for name in """
     Conv1D Conv2D Conv2DTranspose DepthwiseConv2D SeparableConv2D Dense MultiHeadAttention
-    BatchNormalization LayerNormalization GroupNormalization UnitNormalization RMSNormalization Normalization Rescaling
+    BatchNormalization LayerNormalization GroupNormalization UnitNormalization RMSNormalization
+    Normalization Rescaling
     MaxPooling2D AveragePooling2D GlobalMaxPooling2D GlobalAveragePooling2D GlobalMaxPooling1D GlobalAveragePooling1D
     AdaptiveAveragePooling2D AdaptiveMaxPooling2D
     Activation ReLU LeakyReLU ELU PReLU Softmax
@@ -48,8 +49,8 @@ TENSORFLOW_OPS = {
     "nn.relu": ops.relu, "nn.relu6": ops.relu6, "nn.softmax": ops.softmax, "nn.silu": ops.silu,
     "math.sigmoid": ops.sigmoid, "nn.swish": ops.silu}
 MODELS = {"Functional", "Model", "Sequential"}
-ACTIVATIONS = set("""linear relu relu6 leaky_relu elu selu gelu silu swish softmax log_softmax sigmoid hard_sigmoid tanh
-    hard_tanh hard_silu hard_swish softplus softsign mish exponential celu""".split())
+ACTIVATIONS = set("""linear relu relu6 leaky_relu elu selu gelu silu swish softmax log_softmax sigmoid hard_sigmoid
+    tanh hard_tanh hard_silu hard_swish softplus softsign mish exponential celu""".split())
 # Named parts of a description that say how a network was trained. They are checked and then left out: every weight
 # comes from the file.
 TRAINING = {
@@ -75,8 +76,8 @@ WHOLE = 2 ** 31              # any number in a description
 def build(config, shape, available, where):
     """The network that a description describes, its weights zero.
 
-    config: the description as `utils.safe_files.parse_json` returns it, with `class_name` and `config`. shape: H, W, C
-    for a description that leaves them open. available: how many numbers the file with the weights holds; a network
+    config: the description as `utils.safe_files.parse_json` returns it, with `class_name` and `config`. shape: H, W,
+    C for a description that leaves them open. available: how many numbers the file with the weights holds; a network
     with more is refused before any memory is used for it. Models stay inside models, as the weights file has them.
     Raises UserError.
     """
@@ -158,7 +159,7 @@ def _name(config, where):
 
 
 def _calls(item, where, depth):
-    """How many layer calls a model makes with the models inside it spelled out; bounds the work before any is done."""
+    """How many layer calls a model makes with the models inside it spelled out: the work, known before it is done."""
     if depth > NESTING:
         raise UserError(f"{where} nests models more than {NESTING} deep: refused")
     if _checked_class(item, where) not in MODELS:
@@ -208,13 +209,15 @@ def _sides(value):
 def _image_shape(given, shape, where):
     """N×H×W×C of the network's input, open sides taken from `shape`."""
     if len(given) != 4:
-        raise UserError(f"{where} takes inputs of shape {given[1:]}: an image classifier takes height, width, channels")
+        raise UserError(f"{where} takes inputs of shape {str(given[1:])[:60]}: an image classifier takes height, "
+                        "width, channels")
     height, width, channels = (have or want for have, want in zip(given[1:], shape, strict=True))
     if channels not in (1, 3):
-        raise UserError(f"{where} takes {str(channels)[:20]} channels: only networks for 1 (grey) or 3 (RGB) channels, "
-                        "channels last, can be examined")
+        raise UserError(f"{where} takes {str(channels)[:20]} channels: only networks for 1 (grey) or 3 (RGB) "
+                        "channels, channels last, can be examined")
     if not all(isinstance(side, int) and 0 < side <= SIDE for side in (height, width)):
-        raise UserError(f"{where} takes images of {str((height, width))[:60]}: sides from 1 to {SIDE} can be examined")
+        raise UserError(f"{where} takes images of {str((height, width))[:60]}: sides from 1 to {SIDE} can be "
+                        "examined")
     return None, height, width, channels
 
 
@@ -281,8 +284,8 @@ def _functional(item, where, shape=None):
         _refuse(where, f"model {name!r} without one input and one output")
     ends = [end[0] if isinstance(end[0], list) and len(end) == 1 else end for end in ends]
     if any(isinstance(part, list) for end in ends for part in end) or any(len(end) != 3 for end in ends):
-        raise UserError(f"{where}: model {name!r} has several inputs or outputs; one image in and one row of scores out "
-                        "can be examined: save the part that classifies")
+        raise UserError(f"{where}: model {name!r} has several inputs or outputs; one image in and one row of scores "
+                        "out can be examined: save the part that classifies")
     label, number, index = ends[1]
     if kinds.get(label) in {"Functional", "Model"} or legacy and kinds.get(label) == "Sequential":
         number -= 1
@@ -301,7 +304,8 @@ def _call(node, tensor, where):
     if not isinstance(node, dict) or not isinstance(node.get("args"), (list, dict)):
         _refuse(where, f"the call {str(node)[:80]!r}")
     args, kwargs = _plain(node["args"], tensor), _plain(node.get("kwargs") or {}, tensor)
-    return args, {key: value for key, value in kwargs.items() if key not in ("training", "mask") and value is not None}
+    return args, {key: value for key, value in kwargs.items()
+                  if key not in ("training", "mask") and value is not None}
 
 
 def _legacy_call(node, tensor, where):

@@ -41,8 +41,8 @@ def load(network, file, where):
     except UserError:
         raise
     except Exception as error:      # whatever a file makes h5py, Keras or TensorFlow say about shapes and names
-        raise UserError(f"{where}: its weights do not fit the network ({' '.join(str(error).split())[:300]}): give the "
-                        "ARCHITECTURE they belong to, or save the model again") from None
+        raise UserError(f"{where}: its weights do not fit the network ({' '.join(str(error).split())[:300]}): give "
+                        "the ARCHITECTURE they belong to, or save the model again") from None
     check_finite(network, where)
 
 
@@ -50,8 +50,8 @@ def check_finite(network, where):
     """Raise UserError for the first layer with a weight that is NaN, infinite or was not in the file."""
     for variable in network.weights:
         if not np.isfinite(np.asarray(variable)).all():
-            raise UserError(f"{where}: weight {variable.path} is missing, NaN or infinite: the training failed or the "
-                            "file is damaged; examine another copy")
+            raise UserError(f"{where}: weight {variable.path} is missing, NaN or infinite: the training failed or "
+                            "the file is damaged; examine another copy")
 
 
 def _load_by_layer(network, group):

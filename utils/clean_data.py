@@ -87,31 +87,30 @@ def _resize(images, shape):
 class Sampler:
     """Draws the indices of images inside compiled steps, from the labels `y` alone; seed and step decide each draw."""
 
-    def __init__(self, y, labels, seed):
+    def __init__(self, y, labels):
         self.labels = labels
         self.order = tf.constant(np.argsort(y, kind="stable"), tf.int32)
         counts = np.bincount(y, minlength=labels)
         self.counts = tf.constant(counts, tf.float32)
         self.starts = tf.constant(np.cumsum(counts) - counts, tf.int32)
-        self.seed = seed
 
     def _image(self, labels, place):
         """Indices of images of `labels`, at `place` in [0, 1) among those of the label."""
         within = tf.cast(place * tf.gather(self.counts, labels), tf.int32)
         return tf.gather(self.order, tf.gather(self.starts, labels) + within)
 
-    def balanced(self, step, batch):
+    def balanced(self, step, batch, seed):
         """Indices and labels of a batch in which every label is equally likely."""
-        key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
+        key = tf.stack([tf.cast(seed, tf.int32), tf.cast(step, tf.int32)])
         labels = tf.random.stateless_uniform((batch,), key, 0, self.labels, tf.int32)
         return self._image(labels, tf.random.stateless_uniform((batch,), key + 1_000_003)), labels
 
-    def of_others(self, step, targets, count):
+    def of_others(self, step, targets, count, seed):
         """Indices L×count of images drawn evenly from the labels other than each of `targets` (L).
 
         Numbers are drawn for all labels and the targets' taken, so a draw does not depend on the chunk it is in.
         """
-        key = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
+        key = tf.stack([tf.cast(seed, tf.int32), tf.cast(step, tf.int32)])
         start = tf.gather(tf.random.stateless_uniform((self.labels, 1), key), targets)
         spread = (start + tf.range(count, dtype=tf.float32) / count) % 1.0
         other = tf.minimum(tf.cast(spread * (self.labels - 1), tf.int32), self.labels - 2)

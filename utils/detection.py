@@ -35,7 +35,7 @@ def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None):
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
 
-def measure_transfers(examination, tuned, triggers, stage):
+def measure_transfers(examination, tuned, triggers):
     """ASR of every label's trigger on each tuned model but 123: array `transfer`, labels × 6.
 
     tuned: arrays of pnnir.h5; triggers: arrays with `mask` and `pattern`, or `matrix`. Labels whose pattern is random
@@ -45,18 +45,13 @@ def measure_transfers(examination, tuned, triggers, stage):
     labels = range(examination.examined.labels)
     measured = images_of_others(clean.y_measure, labels, settings.measured_images, examination.seed)
     tested = [label for label in labels if triggers["asr"][label] >= settings.random_threshold]
-    columns = []
-    for subset in HELD_OUT:
-        def make():
-            model = examination.tuned_model(tuned[subset]["weights"])
-            column = np.full(len(labels), np.nan, np.float32)
-            for label in tested:
-                column[label], _ = transfer.measure(model, clean.x_measure[measured[label]],
-                                                    transfer.trigger_of(triggers, label), label)
-            return {"transfer": column}
-        columns.append(stage.part(subset, make)["transfer"])
-        examination.say(f"measured {len(tested)} triggers on tuned model {subset}")
-    return np.stack(columns, axis=1)
+    transfers = np.full((len(labels), len(HELD_OUT)), np.nan, np.float32)
+    for column, model in enumerate(examination.tuned_models(tuned, HELD_OUT)):
+        for label in tested:
+            transfers[label, column], _ = transfer.measure(model, clean.x_measure[measured[label]],
+                                                           transfer.trigger_of(triggers, label), label)
+        examination.say(f"measured {len(tested)} triggers on tuned model {HELD_OUT[column]}")
+    return transfers
 
 
 def report(examination, stage, found, transfers, threshold, masks=None):

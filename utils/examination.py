@@ -50,11 +50,16 @@ class Examination:
             raise UserError(f"{self.examined.path} takes one-channel images, which have no colours to filter: the feature-"
                             "space stages need three channels, use potential_triggers_reconstruction.py")
 
-    def tuned_model(self, weights):
-        """A tuned model as a function from images in [0, 1] to logits. weights: its group of `pnnir.h5`."""
+    def tuned_models(self, tuned, names):
+        """Yield each tuned model as a function from images in [0, 1] to logits, valid until the next is asked for.
+
+        tuned: arrays of `pnnir.h5`. One network takes the weights of each in turn, so it is compiled once.
+        """
         network = keras.models.clone_model(self.examined.network)
-        set_weights(network, weights)
-        return classifier(network, self.examined.preprocess)
+        model = classifier(network, self.examined.preprocess)
+        for name in names:
+            set_weights(network, tuned[name]["weights"])
+            yield model
 
     def say(self, text):
         print(f"[{self.row.name}/{self.examined.name}] {text}", flush=True)

@@ -29,7 +29,7 @@ CHECKPOINT = "model"         # the release keeps a model as NAME/model.index and
 class ExaminedModel:
     """name: safe as a folder's name. network: scaled images → logits, one flat functional model. preprocess: float32
     RGB images in [0, 1], N×H×W×C → the network's input. blocks: three tuples of layer names, earliest first.
-    feature_map: the layer Grad-CAM reads. shape: H, W, C of the input. fingerprint: hex digest of graph and weights.
+    feature_map: the layer that Grad-CAM reads. shape: H, W, C of the input. fingerprint: of graph and weights.
     """
 
     name: str
@@ -47,8 +47,8 @@ def load_examined(model, row, *, architecture="", input_range=None, input_mean=N
                   blocks=None, feature_map=""):
     """Load the model called `model` under models/DATASET/, or at the path `model`. Returns an `ExaminedModel`.
 
-    row: the `utils.datasets.Dataset` it was trained for; it gives the pixel scaling unless `input_range` (low, high of
-    what the network saw) says otherwise. input_mean: subtracted after that, one number or one a channel, in the
+    row: the `utils.datasets.Dataset` it was trained for; it gives the pixel scaling unless `input_range` (low, high
+    of what the network saw) says otherwise. input_mean: subtracted after that, one number or one a channel, in the
     network's order of channels; channel_order: "rgb" or "bgr". architecture: for files without one, a dataset's name,
     a function of models/architectures.py or the path of a model's JSON. blocks: three layer names, each or several
     joined by `+`, or prefixes that end before an underscore. feature_map: a layer's name.
@@ -56,17 +56,22 @@ def load_examined(model, row, *, architecture="", input_range=None, input_mean=N
     Raises UserError in one line for whatever cannot be loaded safely or examined.
     """
     path = find(model, row)
-    network = topology.to_logits(_flat(_read(path, row, architecture), path))
-    if len(network.output_shape) != 2:
-        raise UserError(f"{path} gives {network.output_shape[1:]} for an image, not one score a label: save the part "
-                        "that classifies")
-    labels = network.output_shape[-1]
-    if labels is None or labels < 2:
-        raise UserError(f"{path} tells {labels} label apart: a classifier has at least two")
-    shape = tuple(network.input_shape[1:])
-    return ExaminedModel(safe_name(path), path, network,
-                         preprocessing(row, shape, input_range, input_mean, channel_order), _blocks(network, row, blocks),
-                         _feature_map(network, row, feature_map), labels, shape, fingerprint(network))
+    read = _read(path, row, architecture)
+    try:
+        network = topology.to_logits(_flat(read))
+        if len(network.output_shape) != 2:
+            raise UserError(f"it gives {network.output_shape[1:]} for an image, not one score a label: save the part "
+                            "that classifies")
+        labels, shape = network.output_shape[-1], tuple(network.input_shape[1:])
+        if labels is None or labels < 2:
+            raise UserError(f"it tells {labels} label apart: a classifier has at least two")
+        return ExaminedModel(
+            name=safe_name(path), path=path, network=network, labels=labels, shape=shape,
+            preprocess=preprocessing(row, shape, input_range, input_mean, channel_order),
+            blocks=_blocks(network, row, blocks), feature_map=_feature_map(network, row, feature_map),
+            fingerprint=fingerprint(network))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def find(model, row):
@@ -173,17 +178,15 @@ def _network(described, row, where, available):
         return architectures.build(described)
 
 
-def _flat(network, path):
+def _flat(network):
     """The network without models inside it; refuses tensors inside it that are too large for any image."""
-    shape = network.input_shape
-    if not isinstance(shape, tuple) or not isinstance(network.output_shape, tuple):
-        raise UserError(f"{path} has several inputs or outputs: save the part that classifies one image")
+    if not isinstance(network.input_shape, tuple) or not isinstance(network.output_shape, tuple):
+        raise UserError("it has several inputs or outputs: save the part that classifies one image")
     flat = topology.flatten(network)
     for node in topology.nodes(flat):
         for x in node.outputs:
             if None in x.shape[1:] or math.prod(x.shape[1:]) > checked_config.TENSOR:
-                raise UserError(f"{path}: layer {node.operation.name!r} makes {x.shape[1:]} of an image: too large to "
-                                "examine")
+                raise UserError(f"layer {node.operation.name!r} makes {x.shape[1:]} of one image: too large to scan")
     return flat
 
 

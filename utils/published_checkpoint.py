@@ -52,9 +52,9 @@ def load(network, prefix):
     used = {name for _, name in pairs}
     left = [name for name in shapes if name not in used and "weight" in name.split("/")[-1]]
     if missing or left:
-        raise UserError(f"{prefix} does not fit the architecture {network.name!r}: missing {_some(missing)}; not used "
-                        f"{_some(left or [name for name in shapes if name not in used])}: choose the DATASET or "
-                        "ARCHITECTURE it was trained for")
+        unused = left or [name for name in shapes if name not in used]
+        raise UserError(f"{prefix} does not fit the architecture {network.name!r}: missing {_some(missing)}; not "
+                        f"used {_some(unused)}: choose the DATASET or ARCHITECTURE it was trained for")
     for variable, name in pairs:
         try:
             variable.assign(np.asarray(reader.get_tensor(name)))
@@ -88,8 +88,8 @@ def check_index(prefix):
     for key, value in entries[1:]:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         shape = [side.size for side in entry.shape.dim]
-        if (min(shape, default=0) < 0 or len(shape) > 8 or entry.shape.unknown_rank or entry.slices or entry.offset < 0
-                or entry.size < 0 or not 0 <= entry.shard_id < shards
+        if (min(shape, default=0) < 0 or len(shape) > 8 or entry.shape.unknown_rank or entry.slices
+                or entry.offset < 0 or entry.size < 0 or not 0 <= entry.shard_id < shards
                 or entry.offset + entry.size > sizes[entry.shard_id] or math.prod(shape) > entry.size):
             raise ValueError(f"tensor {key[:80]!r} is not within its data file")
 

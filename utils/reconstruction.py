@@ -76,7 +76,8 @@ class ColourTrigger:
         return {"matrix": self.matrix.numpy()}
 
 
-def reconstruct(trigger, targets, attacked, control, images, sampler, settings, progress=lambda step: None):
+def reconstruct(trigger, targets, attacked, control, images, sampler, settings, seed,
+                progress=lambda step: None):
     """Make `trigger` effective on the attacked model and not on the control (paper, eq. of L_attack + L_clean).
 
     attacked, control: functions from images N×H×W×C in [0, 1] to logits. images: uint8 clean images;
@@ -96,7 +97,7 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
     @tf.function
     def run(first, last):
         for step in tf.range(first, last):
-            chosen = tf.gather(images, sampler.of_others(step, targets, count))
+            chosen = tf.gather(images, sampler.of_others(step, targets, count, seed))
             with tf.GradientTape() as tape:
                 on_attacked, on_control = both(trigger.attach(tf.cast(chosen, tf.float32) / 255.0))
                 attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, on_attacked)
@@ -122,13 +123,13 @@ def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_
     """
     examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
     chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
-    sampler = Sampler(clean.y_tune, examined.labels, seed)
+    sampler = Sampler(clean.y_tune, examined.labels)
     images = tf.constant(clean.x_tune)
     measured = images_of_others(clean.y_measure, range(examined.labels), settings.measured_images, seed)
 
     def make(targets):
         trigger = kind(targets, examined.shape, settings, seed)
-        arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings,
+        arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings, seed,
                              lambda step: examination.say(f"{len(targets)} labels from {targets[0]}, effective on the "
                                                           f"{role} model: step {step} of {trigger.steps}"))
         rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)

@@ -1,18 +1,22 @@
 """Reading files that may be hostile: bounded JSON, checked archives, checked HDF5.
 
 Everything that is opened here is measured before it is read, so that no file can make us read another file, write
-one, or use much more memory than its own size. Nothing here builds anything; no pickle, no marshal, no import by name.
+one, or use much more memory than its own size. Nothing here builds anything: no pickle, marshal or import by name.
 """
 
 import contextlib
 import json
+import lzma
 import math
 import os
 import pathlib
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -25,6 +29,8 @@ MEMBERS = 1000               # files in an archive; Keras writes three
 OBJECTS = 100_000            # groups and datasets in an HDF5 file
 EXPANSION = 100              # how much larger than its file a content may declare itself to be
 SLACK = 16 << 20             # below this size no expansion is a danger
+PROBE_SECONDS = 5            # of processor time to read an HDF5 file once, and how many bytes for a second more
+PROBE_SPEED = 20 << 20
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 
 
@@ -67,18 +73,9 @@ def open_archive(path):
             with archive.open("model.weights.h5") as member, open(weights, "wb") as copy:
                 shutil.copyfileobj(member, copy, 1 << 20)       # zipfile stops at the declared size, checked above
             yield config, weights
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError,
-            *_DECOMPRESSION_ERRORS) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError,
+            EOFError, ValueError, KeyError, OverflowError) as error:
         raise UserError(f"{path} is a damaged archive ({str(error)[:100]}): copy or save it again") from None
-
-
-def _decompression_errors():
-    import lzma
-    import zlib
-    return zlib.error, lzma.LZMAError, OverflowError, UnicodeDecodeError, KeyError
-
-
-_DECOMPRESSION_ERRORS = _decompression_errors()
 
 
 def _check_members(archive, path):
@@ -107,6 +104,53 @@ def open_hdf5(path, where):
     Raises UserError: damaged, links other than hard ones, data in other files, virtual data, types that are not
     plain numbers, filters other than HDF5's own, declared sizes out of proportion to the file.
     """
+    _read_elsewhere(path, where)
+    with _checked_hdf5(path, where) as file:
+        yield file
+
+
+def _read_elsewhere(path, where):
+    """Read the whole file in a process of its own first: the HDF5 library may hang or crash on a damaged one."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    seconds = PROBE_SECONDS + os.path.getsize(path) // PROBE_SPEED
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "utils.safe_files", os.path.abspath(path), where, str(seconds)], cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1"}, timeout=20 * (seconds + 1),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        code, message = done.returncode, done.stdout.decode(errors="replace").strip()[:1000]
+    except subprocess.TimeoutExpired:
+        code, message = None, ""
+    if code != 0:
+        raise UserError(message if code == 2 and message else
+                        f"{where} is a damaged HDF5 file that the library cannot read to its end: save it again")
+
+
+def _probe(path, where, seconds):
+    """What the process of its own does: read every attribute and array, within its share of time and memory."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource         # not on Windows, where the time limit of the parent remains
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        most = (4 << 30) + (2 + EXPANSION) * os.path.getsize(path)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        with _checked_hdf5(path, where) as file:
+            items = [file]
+            file.visititems(lambda _, item: items.append(item))
+            for item in items:
+                for name in item.attrs:
+                    _check_attribute(item, name)
+                    item.attrs[name]
+                if isinstance(item, h5py.Dataset):
+                    item[()]
+    except UserError as error:
+        print(error)
+        return 2
+    return 0
+
+
+@contextlib.contextmanager
+def _checked_hdf5(path, where):
     try:
         with h5py.File(path, "r") as file:
             _check_objects(file, where, os.path.getsize(path))
@@ -140,7 +184,8 @@ def _check_objects(file, where, size):
             declared += item.size * item.dtype.itemsize
             stored += item.id.get_storage_size()
     if stored > size or declared > SLACK + EXPANSION * stored:
-        raise UserError(f"{where} declares {declared} bytes of weights in a file of {size} bytes: truncated or hostile")
+        raise UserError(f"{where} declares {declared} bytes of weights, but has {size} bytes: truncated or hostile, "
+                        "get it again")
 
 
 def _fault(item):
@@ -161,15 +206,19 @@ def attribute(group, name):
     """An HDF5 attribute as str or list of str, or None where it is missing. Raises ValueError if too large."""
     if name not in group.attrs:
         return None
-    described = group.attrs.get_id(name)
-    if described.shape and 0 in described.shape:
-        return []
-    if described.get_storage_size() > CONFIG_BYTES or math.prod(described.shape or ()) > OBJECTS:
-        raise ValueError(f"attribute {name} is too large")
+    _check_attribute(group, name)
     value = group.attrs[name]
     if isinstance(value, np.ndarray):
         return [_text(item) for item in value.ravel().tolist()]
     return _text(value)
+
+
+def _check_attribute(group, name):
+    described = group.attrs.get_id(name)
+    if 0 in (described.shape or ()):
+        return          # has no size to ask for
+    if described.get_storage_size() > CONFIG_BYTES or math.prod(described.shape or ()) > OBJECTS:
+        raise ValueError(f"attribute {name} is too large")
 
 
 def _text(value):
@@ -188,3 +237,7 @@ def attribute_list(group, name):
         while (part := attribute(group, f"{name}{len(parts)}")) is not None:
             parts.append(part)
     return [item for part in parts for item in ([part] if isinstance(part, str) else part)]
+
+
+if __name__ == "__main__":
+    sys.exit(_probe(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -4,6 +4,8 @@ Everything works on a flat functional network (no model inside a model) with one
 `utils.examined_model.load_examined` returns it. A node is one call of one layer.
 """
 
+import functools
+
 import numpy as np
 from keras import Input, Model, Sequential, activations, layers
 
@@ -107,7 +109,7 @@ def flatten(model):
 
     def inner(model, x, prefix):
         made = {id(model.inputs[0]): x}
-        _replay(nodes(model), made, lambda operation, *args, **kwargs: call(operation, *args, prefix=prefix, **kwargs))
+        _replay(nodes(model), made, functools.partial(call, prefix=prefix))
         return made[id(model.outputs[0])]
 
     if isinstance(model, Sequential):
@@ -130,11 +132,12 @@ def to_logits(network):
         last = _node_of(network, last).input_tensors[0]._keras_history.operation
     activation = _activation(last)
     if activation not in ("linear", "softmax", "log_softmax"):
-        raise UserError(f"the last layer {last.name!r} ends in {activation}: only networks that end in a softmax or in "
-                        "logits can be examined")
+        raise UserError(f"the last layer {last.name!r} ends in {activation}: only networks that end in a softmax or "
+                        "in logits can be examined")
     rank = len(_node_of(network, last).outputs[0].shape)
     if activation != "linear" and getattr(last, "axis", -1) not in (-1, rank - 1):
-        raise UserError(f"the softmax {last.name!r} runs over axis {last.axis}, not over the labels: cannot be examined")
+        raise UserError(f"the softmax {last.name!r} runs over axis {last.axis}, not over the labels: a classifier is "
+                        "needed")
     if activation == "linear" and _combines_scores(network, last):
         raise UserError(f"the last layer {last.name!r} combines what a softmax made of logits, as in an ensemble: "
                         "examine its members one by one")
@@ -194,8 +197,8 @@ def default_blocks(network):
                 stages.append(stage)
             stage = []
     if len(stages) < 3:
-        raise UserError(f"the network has {len(stages)} stages with weights one after another; three are needed: name "
-                        "three with BLOCKS, each a layer or several joined by +")
+        raise UserError(f"the network has {len(stages)} stages with weights one after another; three are needed: "
+                        "name three with BLOCKS, each a layer or several joined by +")
     return tuple(tuple(layer.name for layer in stage) for stage in stages[-3:])
 
 
@@ -204,8 +207,8 @@ def default_feature_map(network):
     for node in reversed(nodes(network)):
         if is_feature_map(node.outputs[0]) and not node.is_input and not isinstance(node.operation, PADDING):
             return node.operation.name
-    raise UserError("the network has no layer with a spatial output (N×H×W×C): name one with FEATURE_MAP, or use a "
-                    "convolutional network")
+    raise UserError("the network has no layer with a spatial output (N×H×W×C): only convolutional networks can be "
+                    "examined")
 
 
 def is_feature_map(x):

@@ -13,37 +13,53 @@ PATIENCE = 5             # looks without a lower loss after which training count
 CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
 
 
-def tune(examined, layers, count, clean, settings, seed, progress=lambda *_: None):
-    """Turn the examined network into a tuned model, in place: re-initialize `layers`, train them, then everything.
+class Tuner:
+    """Turns the examined network, in place, into one tuned model after the other.
 
-    examined: `utils.examined_model.ExaminedModel`. layers: those of the chosen blocks; count: number of blocks.
-    progress(phase, step, steps, loss) is called every CHECK steps.
+    examined: `utils.examined_model.ExaminedModel`; clean: `utils.clean_data.CleanData`.
     """
-    network = examined.network
-    reinitialise(layers, settings.init_bound, seed)
-    reset_random_layers(network, seed)
-    images = tf.constant(clean.x_tune)
 
-    def scaled(batch, step):
-        return examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
+    def __init__(self, examined, clean, settings):
+        self.examined, self.settings, self.labels = examined, settings, clean.y_tune
+        self.images = tf.constant(clean.x_tune)
+        self.whole = None
 
-    def augmented(batch, step):
-        return scaled(shift_and_flip(batch, seed, step), step)
+    def tune(self, layers, count, seed, progress=lambda *_: None):
+        """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
 
-    steps = settings.phase1_steps[count - 1]
-    front, head = split(network, layers)
-    per_image = sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
-    if per_image * len(images) <= CACHED_BYTES:
-        # Without augmentation: what the frozen part sees must be the same at every step to be kept.
-        train(head, layers, lambda batch, step: batch, _features(front, images, scaled), clean.y_tune, steps,
-              settings, seed, progress=lambda *at: progress(1, *at))
-    else:
-        train(network, layers, scaled, [images], clean.y_tune, steps, settings, seed,
-              progress=lambda *at: progress(1, *at))
-    everything = [layer for layer in network.layers if layer.weights]
-    train(network, everything, augmented if settings.augment else scaled, [images], clean.y_tune,
-          settings.phase2_steps[count - 1], settings, seed + 1, settings.phase2_stop == "stable",
-          progress=lambda *at: progress(2, *at))
+        progress(phase, step, steps, loss) is called every CHECK steps.
+        """
+        network, settings = self.examined.network, self.settings
+        reinitialise(layers, settings.init_bound, seed)
+        reset_random_layers(network, seed)
+        front, head = split(network, layers)
+        per_image = sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
+        if per_image * len(self.labels) <= CACHED_BYTES:
+            # Without augmentation: what the frozen part sees must be the same at every step to be kept.
+            phase1 = Trainer(head, layers, lambda batch, *_: batch, self._features(front), self.labels, settings)
+        else:
+            phase1 = Trainer(network, layers, self._scaled, [self.images], self.labels, settings)
+        phase1.train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
+        if self.whole is None:      # compiled once for all tuned models
+            everything = [layer for layer in network.layers if layer.weights]
+            self.whole = Trainer(network, everything, self._augmented if settings.augment else self._scaled,
+                                 [self.images], self.labels, settings)
+        self.whole.train(settings.phase2_steps[count - 1], seed + 1, settings.phase2_stop == "stable",
+                         progress=lambda *at: progress(2, *at))
+
+    def _scaled(self, batch, *_):
+        return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
+
+    def _augmented(self, batch, step, seed):
+        return self._scaled(shift_and_flip(batch, seed, step))
+
+    def _features(self, front):
+        """Outputs of the frozen part for all images: a list of tensors."""
+        @tf.function(reduce_retracing=True)
+        def outputs(images):
+            return tf.nest.flatten(front(self._scaled(images), training=False))
+        rows = [outputs(self.images[start:start + 256]) for start in range(0, len(self.labels), 256)]
+        return [tf.concat(part, axis=0) for part in zip(*rows)]
 
 
 def reinitialise(layers, bound, seed):
@@ -73,49 +89,65 @@ def reset_random_layers(network, seed):
             generator.state.assign(np.array([seed % 2**31, number], generator.state.dtype))
 
 
-def train(network, layers, prepare, images, labels, steps, settings, seed, until_stable=False,
-          progress=lambda *_: None):
-    """Train `layers` of a network with Adam on label-balanced batches; nothing else of it changes.
+class Trainer:
+    """Trains `layers` of a network with Adam on label-balanced batches; nothing else of it changes.
 
-    prepare(batch, step): a batch of `images` (a list of arrays, features of a frozen part or the images alone) to
-    the network's input. Stops early, if `until_stable`, when the loss has not fallen for PATIENCE looks (the paper:
-    "until the performance is stable").
+    prepare(batch, step, seed): a batch of `images` (a list of arrays: features of a frozen part, or the images alone)
+    to the network's input.
     """
-    wanted = {id(layer) for layer in layers}
-    for layer in network.layers:
-        layer.trainable = id(layer) in wanted      # a frozen batch normalization keeps its statistics, too
-    variables = [variable for layer in layers for variable in layer.trainable_variables]
-    sampler = Sampler(labels, int(labels.max()) + 1, seed)
-    optimizer = keras.optimizers.Adam(settings.learning_rate)
-    optimizer.build(variables)
 
-    @tf.function
-    def run(first, last):
-        total = 0.0
-        for step in tf.range(first, last):
-            chosen, target = sampler.balanced(step, settings.batch)
-            batch = [tf.gather(part, chosen) for part in images]
-            with tf.GradientTape() as tape:
-                logits = network(prepare(batch[0] if len(batch) == 1 else batch, step), training=True)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
-            optimizer.apply(tape.gradient(loss, variables), variables)
-            total += loss
-        return total / tf.cast(last - first, tf.float32)
+    def __init__(self, network, layers, prepare, images, labels, settings):
+        wanted = {id(layer) for layer in layers}
+        self.network, self.layers = network, [(layer, id(layer) in wanted) for layer in network.layers]
+        self._freeze()
+        variables = [variable for layer in layers for variable in layer.trainable_variables]
+        sampler = Sampler(labels, int(labels.max()) + 1)
+        self.optimizer = keras.optimizers.Adam(settings.learning_rate)
+        self.optimizer.build(variables)
 
-    best, looks = np.inf, 0
-    for first in range(0, steps, CHECK):
-        last = min(first + CHECK, steps)
-        loss = float(run(tf.constant(first), tf.constant(last)))
-        progress(last, steps, loss)
-        best, looks = (loss, 0) if loss < best else (best, looks + 1)
-        if until_stable and looks >= PATIENCE:
-            break
+        @tf.function
+        def run(first, last, seed):
+            total = 0.0
+            for step in tf.range(first, last):
+                chosen, target = sampler.balanced(step, settings.batch, seed)
+                batch = [tf.gather(part, chosen) for part in images]
+                with tf.GradientTape() as tape:
+                    logits = network(prepare(batch[0] if len(batch) == 1 else batch, step, seed), training=True)
+                    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
+                self.optimizer.apply(tape.gradient(loss, variables), variables)
+                total += loss
+            return total / tf.cast(last - first, tf.float32)
+        self.run = run
+
+    def _freeze(self):
+        for layer, trained in self.layers:
+            layer.trainable = trained       # a frozen batch normalization keeps its statistics, too
+
+    def train(self, steps, seed, until_stable=False, progress=lambda *_: None):
+        """Take `steps` steps with a fresh optimizer; progress(step, steps, loss) every CHECK of them.
+
+        Stops early, if `until_stable`, when the loss has not fallen for PATIENCE looks (the paper: "until the
+        performance is stable").
+        """
+        self._freeze()
+        rate = self.optimizer.learning_rate
+        for variable in self.optimizer.variables:
+            if variable is not rate:
+                variable.assign(tf.zeros_like(variable))
+        best, looks = np.inf, 0
+        for first in range(0, steps, CHECK):
+            last = min(first + CHECK, steps)
+            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(seed)))
+            progress(last, steps, loss)
+            best, looks = (loss, 0) if loss < best else (best, looks + 1)
+            if until_stable and looks >= PATIENCE:
+                break
 
 
 def shift_and_flip(images, seed, step):
     """Random crop of the image padded by 4, and random horizontal flip (release, CIFAR-10). uint8 N×H×W×C."""
     count, height, width = images.shape[0], images.shape[1], images.shape[2]
-    key = tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)])
+    key = tf.stack([tf.cast(seed, tf.int32), tf.cast(step, tf.int32)])
     padded = tf.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     corner = tf.random.stateless_uniform((2, count, 1), key, 0, 9, tf.int32)
     columns = tf.range(width) + corner[1]
@@ -123,12 +155,3 @@ def shift_and_flip(images, seed, step):
     columns = tf.where(flip, columns[:, ::-1], columns)
     rows = tf.gather(padded, tf.range(height) + corner[0], batch_dims=1)
     return tf.gather(rows, tf.repeat(columns[:, None], height, axis=1), axis=2, batch_dims=2)
-
-
-def _features(front, images, scaled):
-    """Outputs of the frozen part for all images: a list of tensors."""
-    @tf.function
-    def batch(chosen):
-        return tf.nest.flatten(front(scaled(chosen, 0), training=False))
-    rows = [batch(images[start:start + 256]) for start in range(0, len(images), 256)]
-    return [tf.concat(part, axis=0) for part in zip(*rows)]
