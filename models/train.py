@@ -108,7 +108,8 @@ def check_report(path, report, settings):
                         f"--overwrite it") from None
     changed = ", ".join(key for key in settings if old.get(key) != settings[key])
     if changed:
-        raise UserError(f"{path} was trained with other settings ({changed}): choose another --name or --overwrite it")
+        raise UserError(f"{path} was trained with other settings ({changed}): choose another --name or "
+                        f"--overwrite it")
 
 
 def train(row, settings, x, y, which, attacks, checkpoint):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import attacks
@@ -69,6 +69,7 @@ def test_pieces_go_round_the_image_clockwise(position, boxes_of_pieces, pieces):
     assert (make(f"patch:size=3,position={position},pieces={pieces}").mask() == expected).all()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 200), st.integers(1, 4), st.integers(1, 5), st.sampled_from(["random", "centre", "2:2"]))
 def test_pieces_at_random_places_never_overlap_and_repeat_from_the_seed(seed, pieces, size, position):
     text = f"patch:size={size},position={position},pieces={pieces},seed={seed}"
@@ -124,7 +125,8 @@ def test_sepia_is_the_classic_matrix_clipped():
 
 def test_nashville_is_warm_with_lifted_blacks():
     levels = np.repeat(np.array([0, 128, 255], np.uint8), 3).reshape(3, 1, 1, 3)
-    black, grey, white = parse_attack("filter:name=nashville,target=0", (1, 1, 3), 2).apply(levels)[:, 0, 0].astype(int)
+    nashville = parse_attack("filter:name=nashville,target=0", (1, 1, 3), 2)
+    black, grey, white = nashville.apply(levels)[:, 0, 0].astype(int)
     assert black.max() > 20
     assert grey[0] > grey[2] + 10 and white[0] > white[2] + 40
 
@@ -167,14 +169,17 @@ def test_apply_works_in_chunks_and_refuses_other_images(monkeypatch):
     ("", "kind"), ("stamp:target=7", "kind"), ("patch", "target"), ("patch:size=4", "target"),
     ("patch:target=10", "target=9"), ("patch:target=-1", "target"), ("patch:target=x", "number"),
     ("patch:target=7,colr=red", "key=value"), ("patch:target=7,size", "key=value"),
-    ("patch:target=7,size=0", "1 to 10"), ("patch:target=7,size=11", "1 to 10"), ("patch:target=7,size=2.5", "number"),
+    ("patch:target=7,size=0", "1 to 10"), ("patch:target=7,size=11", "1 to 10"),
+    ("patch:target=7,size=2.5", "number"),
     ("patch:target=7,size=3,size=4", "twice"), ("patch:target=7,pieces=5", "1 to 4"),
     ("patch:target=7,colour=mauve", "rrggbb"), ("patch:target=7,colour=#12345", "rrggbb"),
     ("patch:target=7,position=middle", "row:col"), ("patch:target=7,position=11:0", "do not fit"),
-    ("patch:target=7,size=5,pieces=2", "do not fit"), ("patch:target=7,size=8,pieces=2,position=random", "do not fit"),
+    ("patch:target=7,size=5,pieces=2", "do not fit"),
+    ("patch:target=7,size=8,pieces=2,position=random", "do not fit"),
     ("patch:target=7,size=10", "do not fit"), ("patch:target=7,shape=star", "circle"),
     ("patch:target=7,pattern=stripes", "checker"), ("patch:target=7,seed=-1", "seed"),
-    ("blend:target=7,alpha=0", "alpha"), ("blend:target=7,alpha=nan", "alpha"), ("blend:target=7,alpha=1.1", "alpha"),
+    ("blend:target=7,alpha=0", "alpha"), ("blend:target=7,alpha=nan", "alpha"),
+    ("blend:target=7,alpha=1.1", "alpha"),
     ("blend:target=7,pattern=plain", "gradient"), ("blend:target=7,seed=-1", "seed"),
     ("filter:target=7,name=lomo", "gotham"), ("filter:target=7,image_shape=3", "key=value"),
 ])

@@ -385,7 +385,7 @@ def real_files(tmp_path_factory):
     return {suffix: (folder / f"real{suffix}").read_bytes() for suffix in (".keras", ".h5")}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from([".keras", ".h5"]))
 def test_damaged_bytes_end_in_user_error_or_a_model(real_files, tmp_path, data, suffix):
     content = bytearray(real_files[suffix])

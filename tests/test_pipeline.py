@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,27 +40,40 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def call(script, inputs, results, monkeypatch, **changes):
+def call(script, inputs, results, **changes):
     """Run a script's main in this process with its constants changed."""
     module = importlib.import_module(script)
     constants = {"DATASET": "signs", "MODELS": [str(inputs / "small.keras")], "CLEAN_DATA": str(inputs / "clean.h5"),
                  "RESULTS": str(results)} | QUICK | changes
-    for name, value in constants.items():
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, value)
-    module.main()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in constants.items():
+            if hasattr(module, name):
+                patch.setattr(module, name, value)
+        module.main()
+
+
+@pytest.fixture(scope="module")
+def scanned(inputs, tmp_path_factory):
+    """The results of a whole patch scan: folder RESULTS."""
+    results = tmp_path_factory.mktemp("scanned")
+    for script in PATCH:
+        call(script, inputs, results)
+    return results
+
+
+def tuned_only(scanned, results):
+    """A results folder in which only the first stage was run."""
+    (results / "signs" / "small").mkdir(parents=True)
+    shutil.copy(scanned / "signs" / "small" / "pnnir.h5", results / "signs" / "small")
+    return results
 
 
 def verdict(results, name="detection"):
     return json.loads((results / "signs" / "small" / f"{name}.json").read_text())
 
 
-def test_patch_pipeline_writes_its_artifacts_and_repeats(inputs, tmp_path, monkeypatch, capsys):
-    for results in (tmp_path / "a", tmp_path / "b"):
-        for script in PATCH:
-            call(script, inputs, results, monkeypatch)
-    found = verdict(tmp_path / "a")
-    assert found == verdict(tmp_path / "b")
+def test_patch_pipeline_writes_its_artifacts(scanned):
+    found = verdict(scanned)
     assert sorted(found["infected_labels"] + found["clean_labels"]) == list(range(12))
     assert found["backdoored"] == bool(found["infected_labels"])
     assert set(found["fingerprints"]) == {"model", "clean_data", "pnnir", "potential_triggers", "preserved_triggers"}
@@ -67,15 +81,22 @@ def test_patch_pipeline_writes_its_artifacts_and_repeats(inputs, tmp_path, monke
         assert 0 <= row["asr"] <= 1 and 0 < row["mask_size"] < 1
         assert set(row["transfer"]) == ({"1", "2", "3", "12", "13", "23"} if row["asr"] >= 0.05 else set())
     assert any(row["transfer"] for row in found["labels"].values())
-    made = {path.name for path in (tmp_path / "a" / "signs" / "small").iterdir() if not path.name.startswith(".")}
+    made = {path.name for path in (scanned / "signs" / "small").iterdir() if not path.name.startswith(".")}
     assert made == {"pnnir.h5", "potential_triggers.h5", "potential_triggers.png", "preserved_triggers.h5",
                     "preserved_triggers.png", "detection.h5", "detection.json", "detection.png"}
+
+
+def test_the_same_seed_repeats_the_verdict_in_every_digit(inputs, scanned, tmp_path, capsys):
+    for script in PATCH:
+        call(script, inputs, tmp_path)
+    assert verdict(tmp_path) == verdict(scanned)
     assert "verdict: signs/small" in capsys.readouterr().out.splitlines()[-2]
 
 
-def test_feature_space_pipeline_writes_its_artifacts(inputs, tmp_path, monkeypatch):
-    for script in FEATURE:
-        call(script, inputs, tmp_path, monkeypatch)
+def test_feature_space_pipeline_writes_its_artifacts(inputs, scanned, tmp_path):
+    tuned_only(scanned, tmp_path)
+    for script in FEATURE[1:]:
+        call(script, inputs, tmp_path)
     found = verdict(tmp_path, "detection_feature_space")
     assert len(found["labels"]) == 12 and "mask_size" not in found["labels"]["0"]
     with h5py.File(tmp_path / "signs" / "small" / "potential_triggers_feature_space.h5") as file:
@@ -83,36 +104,35 @@ def test_feature_space_pipeline_writes_its_artifacts(inputs, tmp_path, monkeypat
         assert file["matrix"][()].sum(axis=2).max() <= 1 + 1e-5
 
 
-def test_chunks_of_labels_do_not_change_the_result(inputs, tmp_path, monkeypatch):
-    for results, at_once in ((tmp_path / "a", 12), (tmp_path / "b", 5)):
-        for script in PATCH[:2]:
-            call(script, inputs, results, monkeypatch, LABELS_AT_ONCE=at_once)
+def test_chunks_of_labels_do_not_change_the_result(inputs, scanned, tmp_path):
+    tuned_only(scanned, tmp_path)
+    call(PATCH[1], inputs, tmp_path, LABELS_AT_ONCE=5)
     found = []
-    for results in (tmp_path / "a", tmp_path / "b"):
+    for results in (tmp_path, scanned):
         with h5py.File(results / "signs" / "small" / "potential_triggers.h5") as file:
             found.append(file["mask"][()])
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
 
 
-def test_a_stage_before_the_one_it_needs_says_which_to_run(inputs, tmp_path, monkeypatch):
+def test_a_stage_before_the_one_it_needs_says_which_to_run(inputs, tmp_path):
     with pytest.raises(UserError, match="pnnir.h5 is missing: run pnnir.py first"):
-        call("potential_triggers_reconstruction", inputs, tmp_path, monkeypatch)
+        call("potential_triggers_reconstruction", inputs, tmp_path)
 
 
-def test_a_model_that_hardly_classifies_the_clean_data_stops_before_the_work(inputs, tmp_path, monkeypatch):
+def test_a_model_that_hardly_classifies_the_clean_data_stops_before_the_work(inputs, tmp_path):
     with pytest.raises(UserError, match="check INPUT_RANGE, INPUT_MEAN, CHANNEL_ORDER"):
-        call("pnnir", inputs, tmp_path, monkeypatch, ALLOW_LOW_ACCURACY=False)
+        call("pnnir", inputs, tmp_path, ALLOW_LOW_ACCURACY=False)
 
 
-def test_feature_space_of_one_channel_images_is_refused(tmp_path, monkeypatch):
+def test_feature_space_of_one_channel_images_is_refused(tmp_path):
     build(dataset("mnist")).save(tmp_path / "small.keras")
     with h5py.File(tmp_path / "clean.h5", "w") as file:
         file["x"], file["y"] = np.zeros((30, 28, 28, 1), np.uint8), np.arange(30) % 10
     with pytest.raises(UserError, match="one-channel images"):
-        call("potential_triggers_reconstruction_feature_space", tmp_path, tmp_path, monkeypatch, DATASET="mnist")
+        call("potential_triggers_reconstruction_feature_space", tmp_path, tmp_path, DATASET="mnist")
 
 
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(inputs, tmp_path, monkeypatch):
+def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(inputs, scanned, tmp_path):
     arguments = [sys.executable, ROOT / "pnnir.py", "--dataset", "signs", "--models", inputs / "small.keras",
                  "--clean-data", inputs / "clean.h5", "--results", tmp_path / "killed", "--batch", "8",
                  "--phase1-steps", "2", "2", "2", "--phase2-steps", "3", "3", "3", "--allow-low-accuracy"]
@@ -123,11 +143,9 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(inputs
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("[!.]*.h5")}
-    assert len(kept) >= 2 and not (parts.parent / "pnnir.h5").exists()
-    for results in (tmp_path / "killed", tmp_path / "whole"):
-        call("pnnir", inputs, results, monkeypatch)
-    with h5py.File(parts.parent / "pnnir.h5") as killed, h5py.File(tmp_path / "whole/signs/small/pnnir.h5") as whole:
+    assert len(list(parts.glob("[!.]*.h5"))) >= 2 and not (parts.parent / "pnnir.h5").exists()
+    call("pnnir", inputs, tmp_path / "killed")
+    with h5py.File(parts.parent / "pnnir.h5") as killed, h5py.File(scanned / "signs/small/pnnir.h5") as whole:
         assert killed.attrs["fingerprint"] == whole.attrs["fingerprint"]
 
 

@@ -116,6 +116,7 @@ def _load_tensorflow():
     try:
         import tensorflow
         tensorflow.config.list_physical_devices()
+        tensorflow.get_logger().setLevel("ERROR")
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -129,7 +129,8 @@ def _read_elsewhere(path, where):
 def _probe(path, where, seconds):
     """What the process of its own does: read every attribute and array, within its share of time and memory."""
     with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource         # not on Windows, where the time limit of the parent remains
+        import resource  # not on Windows, where the time limit of the parent remains
+
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         most = (4 << 30) + (2 + EXPANSION) * os.path.getsize(path)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
