@@ -23,7 +23,7 @@ demo: $(VENV)/made
 	@echo "pictures: results/signs/patch1/*.png and results/signs/filter1/*.png"
 
 test: $(VENV)/made
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2
 
 bench: $(VENV)/made
 	$(RUN) -m benchmarks.bench

@@ -31,9 +31,9 @@ TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that 
 SWAP_RATIO: float | None = None          # role swap: infected from this ratio of the two costs up
 configure(globals())
 
-from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.detection import measure_transfers, report  # noqa: E402
-from utils.examination import examinations  # noqa: E402
+from utils import pictures  # TensorFlow loads after the flags were read
+from utils.detection import measure_transfers, report
+from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "role_swap", "swap_ratio")
 

@@ -29,9 +29,9 @@ FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger tr
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
 configure(globals())
 
-from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.detection import measure_transfers, report  # noqa: E402
-from utils.examination import examinations  # noqa: E402
+from utils import pictures  # TensorFlow loads after the flags were read
+from utils.detection import measure_transfers, report
+from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed")
 

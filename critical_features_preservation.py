@@ -28,9 +28,9 @@ KEPT_ASR: float | None = None            # share of the ASR that the preserved t
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 configure(globals())
 
-from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.examination import examinations  # noqa: E402
-from utils.preservation import preserve_all  # noqa: E402
+from utils import pictures  # TensorFlow loads after the flags were read
+from utils.examination import examinations
+from utils.preservation import preserve_all
 
 FIELDS = ("random_threshold", "kept_asr", "measured_images")
 

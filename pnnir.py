@@ -29,10 +29,10 @@ PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, 
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
 configure(globals())
 
-from utils import transfer  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.examination import examinations, set_weights, weights_of  # noqa: E402
-from utils.topology import block_layers  # noqa: E402
-from utils.tuning import SUBSETS, Tuner  # noqa: E402
+from utils import transfer  # TensorFlow loads after the flags were read
+from utils.examination import examinations, set_weights, weights_of
+from utils.topology import block_layers
+from utils.tuning import SUBSETS, Tuner
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment")
 

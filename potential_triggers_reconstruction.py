@@ -33,11 +33,11 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and n
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
-import numpy as np  # noqa: E402  (libraries load only after the flags were read)
+import numpy as np  # TensorFlow and all else loads after the flags were read
 
-from utils import pictures  # noqa: E402
-from utils.examination import examinations  # noqa: E402
-from utils.reconstruction import PatchTrigger, reconstruct_all  # noqa: E402
+from utils import pictures
+from utils.examination import examinations
+from utils.reconstruction import PatchTrigger, reconstruct_all
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "role_swap", "random_threshold", "measured_images")

@@ -30,9 +30,9 @@ IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a ste
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
-from utils import pictures  # noqa: E402  (TensorFlow loads only after the flags were read)
-from utils.examination import examinations  # noqa: E402
-from utils.reconstruction import ColourTrigger, reconstruct_all  # noqa: E402
+from utils import pictures  # TensorFlow loads after the flags were read
+from utils.examination import examinations
+from utils.reconstruction import ColourTrigger, reconstruct_all
 
 FIELDS = ("filter_steps", "filter_rate", "images_per_label", "clean_mass", "measured_images")
 

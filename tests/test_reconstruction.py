@@ -43,7 +43,8 @@ def test_labels_together_give_what_one_at_a_time_gives(scene, kind, change):
     for target in range(LABELS):
         alone = found([target])
         for name in together:
-            np.testing.assert_allclose(together[name][target], alone[name][0], atol=2e-3)     # Adam magnifies rounding where gradients are small
+            # Adam magnifies rounding where gradients are small.
+            np.testing.assert_allclose(together[name][target], alone[name][0], atol=2e-3)
 
 
 def test_first_step_follows_the_gradient_of_the_stated_loss(scene):

@@ -93,7 +93,9 @@ DEFAULT = Settings(
     mask_start=0.5,
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     role_swap=True,            # each label is its own control, so the verdict needs no comparison of labels
-    swap_ratio=1.7,
+    # On models used to choose it, clean labels stayed at 1.72 or less (24 labels) and true labels at 6 or more; large
+    # triggers come closer (1.8 was measured for one of 19 % of the image), which a lower ratio would pay with FPR.
+    swap_ratio=2.0,
     transfer_threshold=0.2,
 )
 

@@ -44,33 +44,15 @@ def split(network, layers):
     and that a later call needs; head: frontier → logits, so head(front(x)) is network(x). With one frontier tensor
     front returns it and head takes it; with several, both use lists in the same order.
     """
-    return _cut(network, lambda node: node.operation in layers, [])
-
-
-def head_from(network, layer_name):
-    """(front, head) cut at the output of the layer called `layer_name`, for Grad-CAM.
-
-    As `split`, with the feature map as the first (mostly the only) frontier tensor. Where tensors bypass the
-    feature map they follow it in the lists; a gradient of head's logits by the first tensor then holds the others
-    fixed, which is the gradient by the feature map.
-    """
-    feature_map = [node for node in nodes(network) if node.operation.name == layer_name][-1].outputs[0]
-    return _cut(network, lambda node: any(x is feature_map for x in node.input_tensors), [feature_map])
-
-
-def _cut(network, starts, frontier):
-    """Cut before every node for which `starts` holds and every node that follows from one."""
-    order = nodes(network)
-    influenced, later = set(), []
-    for node in order:
+    influenced, later, frontier = set(), [], []
+    for node in nodes(network):
         if node.is_input:
             continue
-        if starts(node) or any(id(x) in influenced for x in node.input_tensors):
+        if node.operation in layers or any(id(x) in influenced for x in node.input_tensors):
             later.append(node)
             influenced.update(id(x) for x in node.outputs)
     if not any(id(x) in influenced for x in network.outputs):
         raise ValueError("the cut has nothing behind it: no chosen layer influences the network's output")
-    frontier = list(frontier)
     for node in later:
         for x in node.input_tensors:
             if id(x) not in influenced and not any(x is y for y in frontier):
@@ -82,6 +64,7 @@ def _cut(network, starts, frontier):
     front = Model(network.inputs[0], frontier[0] if one else frontier, name="front")
     head = Model(inputs[0] if one else inputs, made[id(network.outputs[0])], name="head")
     return front, head
+
 
 def flatten(model):
     """The model with the models inside it spelled out, as one flat network that shares the layers.
