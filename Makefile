@@ -16,9 +16,9 @@ demo: $(VENV)/made
 	$(RUN) -m models.train --dataset signs --name filter1 --attack filter:name=sepia,target=3
 	$(RUN) pnnir.py --dataset signs --models patch1 filter1
 	$(RUN) potential_triggers_reconstruction.py --dataset signs --models patch1
+	$(RUN) potential_triggers_reconstruction_feature_space.py --dataset signs --models filter1
 	$(RUN) critical_features_preservation.py --dataset signs --models patch1
 	$(RUN) backdoor_detection.py --dataset signs --models patch1
-	$(RUN) potential_triggers_reconstruction_feature_space.py --dataset signs --models filter1
 	$(RUN) backdoor_detection_feature_space.py --dataset signs --models filter1
 	@echo "pictures: results/signs/patch1/*.png and results/signs/filter1/*.png"
 
