@@ -34,6 +34,7 @@ def test_the_role_swap_compares_a_label_with_itself():
     transfers = table(0.9, 0.9, 0, 0, 0, 0)                  # transfers do not decide here
     assert decide(0.9, transfers, swap, 0.4, cost=2.0, swapped_cost=3.0) == INFECTED
     assert decide(0.9, transfers, swap, 0.4, cost=2.0, swapped_cost=2.9) == NO_CHEAPER
+    assert decide(0.9, transfers, swap, 0.4) == PATCH        # without costs, as in the feature space, TNDA decides
     assert decide(0.5, transfers, swap, 0.4, cost=2.0, swapped_cost=9.0) == RANDOM
 
 

@@ -39,6 +39,7 @@ class Settings:
     noise_weight: float = 0.005          # β
     clean_mass: float = 2.0              # v of L_clean
     pixel_price: float = 0.0             # λ: added objective λ·ΣM, per pixel of a 32×32 image
+    price_ramp: float = 0.0              # share of the steps over which the price rises from 0 to λ
     role_swap: bool = False              # also reconstruct effective on 123 and not on the examined model
 
     # Potential trigger reconstruction, feature space (paper, supplementary).

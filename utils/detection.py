@@ -12,6 +12,7 @@ import numpy as np
 
 from utils import transfer
 from utils.clean_data import images_of_others
+from utils.config import UserError
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
@@ -25,11 +26,11 @@ def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None):
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. cost, swapped_cost: final objectives of the two roles, where `settings.role_swap`.
+    adversarial patch. cost, swapped_cost: final objectives of the two roles; with them the role swap decides.
     """
     if asr < settings.random_threshold:
         return RANDOM
-    if settings.role_swap:
+    if cost is not None:
         return INFECTED if swapped_cost >= settings.swap_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
@@ -69,6 +70,9 @@ def report(examination, stage, found, transfers, threshold, masks=None):
             row["preserved_size"] = round(float(masks[label].mean()), 6)
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
+        if settings.role_swap and masks is not None and asr >= settings.random_threshold and not cost:
+            raise UserError(f"label {label} has no swapped reconstruction: run potential_triggers_reconstruction.py again "
+                            "with --overwrite and this RANDOM_THRESHOLD")
         labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost)}
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,

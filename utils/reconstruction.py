@@ -33,9 +33,10 @@ class PatchTrigger:
         """images: L×n×H×W×C in [0, 1]."""
         return triggers.attach(images, self.mask()[:, None], self.pattern[:, None])
 
-    def shape_terms(self):
-        """L_noise and the price per pixel; L values."""
-        return self.settings.noise_weight * triggers.noise(self.mask()[..., 0]) + self.price_paid()
+    def shape_terms(self, share):
+        """L_noise and the price per pixel, once `share` of the steps is done; L values."""
+        asked = tf.minimum(1.0, share / max(self.settings.price_ramp, 1e-6))
+        return self.settings.noise_weight * triggers.noise(self.mask()[..., 0]) + asked * self.price_paid()
 
     def price_paid(self):
         return self.price * tf.reduce_sum(self.mask(), axis=(1, 2, 3))
@@ -63,7 +64,7 @@ class ColourTrigger:
         """images: L×n×H×W×3 in [0, 1]."""
         return triggers.recolour(images, self.matrix)
 
-    def shape_terms(self):
+    def shape_terms(self, share):
         return self.price_paid()
 
     def price_paid(self):
@@ -102,7 +103,7 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
                 on_attacked, on_control = both(trigger.attach(tf.cast(chosen, tf.float32) / 255.0))
                 attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, on_attacked)
                 loss = tf.reduce_mean(attack, axis=1) + triggers.excess_mass(on_control, settings.clean_mass)
-                loss += trigger.shape_terms()
+                loss += trigger.shape_terms(tf.cast(step, tf.float32) / steps)
             gradients = tape.gradient(loss, trigger.variables)
             optimizer.apply(gradients, trigger.variables)
             trigger.confine()
