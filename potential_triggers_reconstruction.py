@@ -40,7 +40,7 @@ from utils.examination import examinations
 from utils.reconstruction import PatchTrigger, reconstruct_all
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
-          "clean_mass", "pixel_price", "role_swap", "random_threshold", "measured_images")
+          "clean_mass", "pixel_price", "price_ramp", "role_swap", "random_threshold", "measured_images")
 
 
 def main():

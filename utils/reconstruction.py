@@ -103,7 +103,7 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
                 on_attacked, on_control = both(trigger.attach(tf.cast(chosen, tf.float32) / 255.0))
                 attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, on_attacked)
                 loss = tf.reduce_mean(attack, axis=1) + triggers.excess_mass(on_control, settings.clean_mass)
-                loss += trigger.shape_terms(tf.cast(step, tf.float32) / steps)
+                loss += trigger.shape_terms(tf.cast(step + 1, tf.float32) / steps)
             gradients = tape.gradient(loss, trigger.variables)
             optimizer.apply(gradients, trigger.variables)
             trigger.confine()
