@@ -16,7 +16,7 @@ CLEAN = False                      # write `x` and `y`, a defender's clean image
 TEST_SHARE = 0.2                   # of each label's images that become test images, unless CLEAN
 LIMIT: int | None = None           # images of each label at most, spread evenly over its files
 SEED = 0                           # of the split and the order
-configure(globals())
+configure(globals(), tensorflow=False)
 
 import pathlib  # noqa: E402
 import re  # noqa: E402

@@ -24,8 +24,8 @@ def basic_block(inputs, outputs):
 
 
 PARAMETERS = {
-    "signs": conv(3, 3, 16) + conv(3, 16, 16) + conv(3, 16, 32) + conv(3, 32, 32) + conv(3, 32, 64)
-    + conv(3, 64, 64) + dense(4 * 4 * 64, 128) + dense(128, 12),
+    "signs": conv(3, 3, 8) + conv(3, 8, 16) + conv(3, 16, 16) + conv(3, 16, 32) + conv(3, 32, 32)
+    + conv(3, 32, 64) + dense(4 * 4 * 64, 256) + dense(256, 12),
     "mnist": conv(3, 1, 32) + conv(3, 32, 32) + conv(3, 32, 64) + conv(3, 64, 64) + dense(7 * 7 * 64, 512)
     + dense(512, 10),
     "gtsrb": conv(3, 3, 32) + conv(3, 32, 32) + conv(3, 32, 64) + conv(3, 64, 64) + conv(3, 64, 128)

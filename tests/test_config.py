@@ -13,8 +13,6 @@ SOURCE = textwrap.dedent('''
     import json
     import sys
     sys.path.insert(0, {root!r})
-    from utils import config
-    config._load_tensorflow = lambda: None      # nothing here needs it
     from utils.config import UserError, configure, run
 
     DATASET = "signs"            # row of the table
@@ -25,7 +23,7 @@ SOURCE = textwrap.dedent('''
     RANGE: list[float] | None = None   # black and white
     STEPS = 5                    # how many
     OVERWRITE = False            # start afresh
-    configure(globals())
+    configure(globals(), tensorflow=False)
     LATER = 3
 
     def main():

@@ -23,10 +23,10 @@ class UserError(Exception):
     """What a person can mend: the message says what is wrong, where, and how to mend it, in one line."""
 
 
-def configure(namespace):
+def configure(namespace, tensorflow=True):
     """Override the upper-case constants in a script's `globals()` from the command line.
 
-    Does nothing when the script is imported. Raises SystemExit: 0 after `--help`, 2 for an unknown flag or a
+    Then loads TensorFlow, quietly, for a script that needs it. Does nothing when the script is imported. Raises SystemExit: 0 after `--help`, 2 for an unknown flag or a
     value of the wrong type.
     """
     if namespace["__name__"] != "__main__":
@@ -54,7 +54,8 @@ def configure(namespace):
             values[name] = [number for item in values[name]
                             for number in (item if isinstance(item, list) else [item])]
     namespace.update(values)
-    _load_tensorflow()
+    if tensorflow:
+        _load_tensorflow()
 
 
 def read_constants(source):
