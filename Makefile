@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: demo test bench
+.PHONY: demo test
 
 $(VENV)/made: requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,3 @@ demo: $(VENV)/made
 
 test: $(VENV)/made
 	$(RUN) -m pytest -q -n 2
-
-bench: $(VENV)/made
-	$(RUN) -m benchmarks.bench

@@ -26,8 +26,8 @@ class UserError(Exception):
 def configure(namespace, tensorflow=True):
     """Override the upper-case constants in a script's `globals()` from the command line.
 
-    Then loads TensorFlow, quietly, for a script that needs it. Does nothing when the script is imported. Raises SystemExit: 0 after `--help`, 2 for an unknown flag or a
-    value of the wrong type.
+    Then loads TensorFlow, quietly, unless the script computes without it. Does nothing when the script is imported.
+    Raises SystemExit: 0 after `--help`, 2 for an unknown flag or a value of the wrong type.
     """
     if namespace["__name__"] != "__main__":
         return
