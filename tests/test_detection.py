@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from utils.datasets import DATASETS, Settings
-from utils.detection import INFECTED, NO_CHEAPER, PATCH, RANDOM, decide
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -42,3 +42,8 @@ def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings(
     assert len({row.settings["default"] for row in DATASETS.values()}) == 1
     assert DATASETS["mnist"].settings["paper"].transfer_threshold == 0.4
     assert DATASETS["gtsrb"].settings["paper"].transfer_threshold == 0.2
+
+
+def test_a_filter_that_erases_the_image_is_no_backdoor():
+    assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.9) == DEGENERATE
+    assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.4) == INFECTED

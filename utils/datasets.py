@@ -91,7 +91,7 @@ DEFAULT = Settings(
     steps=400,                 # 100 steps do not converge: on GTSRB the true trigger then hides among APs
     # With a price per pixel a mask that starts at 0 stays there, and one that pays the whole price at once, or moves at
     # 0.1, falls to nothing within five steps, long before the trigger shows: on GTSRB (5×5 square) it was found with
-    # about half of the seeds, with the three numbers below with all of the three tried.
+    # one of three starts, with the three numbers below with all of the three tried.
     mask_start=0.4,
     trigger_rate=0.05,
     price_ramp=0.5,

@@ -18,18 +18,24 @@ from utils.tuning import SUBSETS
 
 HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
+DEGENERATE = "clean: the filter leaves nothing to see"
+COLLAPSED = 0.5              # share of one label on a clean model over which a filter has erased the images
 NO_CHEAPER = "clean: as costly with the models' roles swapped"
 
 
-def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None):
+def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None, collapse=0.0):
     """A label's decision, one of the texts above.
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
     adversarial patch. cost, swapped_cost: final objectives of the two roles; with them the role swap decides.
+    collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
+    model, and that is no backdoor.
     """
     if asr < settings.random_threshold:
         return RANDOM
+    if collapse > COLLAPSED:
+        return DEGENERATE
     if cost is not None:
         return INFECTED if swapped_cost >= settings.swap_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
@@ -61,7 +67,7 @@ def report(examination, stage, found, transfers, threshold, masks=None):
     swapped = {int(label): float(cost) for label, cost in zip(found.get("swapped", {}).get("label", ()),
                                                               found.get("swapped", {}).get("cost", ()))}
     labels = {}
-    for label, asr in enumerate(found["asr"]):
+    for label, (asr, collapse) in enumerate(zip(found["asr"], found["collapse"])):
         cost = {"cost": round(float(found["cost"][label]), 6), "swapped_cost": round(swapped[label], 6)} \
             if label in swapped else {}
         row = {"asr": round(float(asr), 6)}
@@ -73,7 +79,8 @@ def report(examination, stage, found, transfers, threshold, masks=None):
         if settings.role_swap and masks is not None and asr >= settings.random_threshold and not cost:
             raise UserError(f"label {label} has no swapped reconstruction: run potential_triggers_reconstruction.py again "
                             "with --overwrite and this RANDOM_THRESHOLD")
-        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost)}
+        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost,
+                                                            collapse=0.0 if masks is not None else collapse)}
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),

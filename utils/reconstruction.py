@@ -51,7 +51,7 @@ class PatchTrigger:
 
 
 class ColourTrigger:
-    """A 3×3 colour matrix for every target of a chunk, its rows held to a sum of at most 1."""
+    """A 3×3 colour matrix for every target of a chunk, not negative, its rows held to a sum of at most 1."""
 
     def __init__(self, targets, shape, settings, seed):
         start = np.stack([np.random.default_rng([seed, target]).uniform(size=(3, 3)) for target in targets])
@@ -71,7 +71,8 @@ class ColourTrigger:
         return tf.zeros(self.matrix.shape[0])
 
     def confine(self):
-        self.matrix.assign(triggers.bound_rows(self.matrix))
+        # Not negative, which the paper leaves open: such matrices end in black images, where clipping leaves no gradient.
+        self.matrix.assign(triggers.bound_rows(tf.maximum(self.matrix, 0.0)))
 
     def arrays(self):
         return {"matrix": self.matrix.numpy()}
@@ -120,7 +121,8 @@ def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_
     """Reconstruct a trigger for each of `labels`, in chunks kept as parts of `stage`, and measure what it costs.
 
     kind: PatchTrigger or ColourTrigger. Returns arrays with one row for each of `labels`: `label`, the trigger's own,
-    `asr` on the attacked model, `entropy` (mean cross-entropy there) and `cost` (entropy plus the price of the mask).
+    `asr` and `entropy` (mean cross-entropy) on the attacked model, `collapse` on the control model, and `cost` (entropy
+    plus the price of the mask).
     """
     examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
     chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
@@ -136,6 +138,9 @@ def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_
         rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)
                 for row, target in enumerate(targets)]
         arrays["asr"], arrays["entropy"] = np.array(rows, np.float32).T
+        arrays["collapse"] = np.array([transfer.collapse(control, clean.x_measure[measured[target]],
+                                                         transfer.trigger_of(arrays, row))
+                                       for row, target in enumerate(targets)], np.float32)
         return arrays | {"label": np.array(targets), "cost": arrays["entropy"] + trigger.price_paid().numpy()}
 
     parts = [stage.part(f"{role}-{targets[0]}", lambda: make(targets))

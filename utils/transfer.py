@@ -39,6 +39,12 @@ def measure(model, images, trigger, target):
     return float((logits.argmax(axis=1) == target).mean()), float(entropy.mean())
 
 
+def collapse(model, images, trigger):
+    """Share of uint8 images that the model gives one and the same label once the trigger is attached."""
+    found = logits_of(model, attach(images, trigger).numpy()).argmax(axis=1)
+    return float(np.bincount(found).max() / len(found))
+
+
 def trigger_of(arrays, row):
     """One label's trigger out of a stage's arrays."""
     return {name: arrays[name][row] for name in ("mask", "pattern", "matrix") if name in arrays}
