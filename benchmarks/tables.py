@@ -1,0 +1,170 @@
+"""The tables of results/README.md, from the artifacts that benchmarks.zoo left.
+
+Per label: share of target labels missed (FNR) and of clean labels flagged (FPR). Per model: backdoored models flagged
+with exactly their targets, and clean models passed. Every rate has its Wilson interval of 95 %. Models whose scan is not
+finished are left out and named.
+
+    python -m benchmarks.tables --zoo benchmarks/validation_zoo.txt --results results/zoo/default
+"""
+
+import json
+import math
+import pathlib
+from collections import defaultdict
+
+import numpy as np
+
+from utils.config import configure, run
+
+ZOO = "benchmarks/validation_zoo.txt"    # the list of models
+RESULTS = ["results/zoo/default"]        # folders that benchmarks.zoo wrote, one for each named setting
+MODELS = "models"                        # MODELS/DATASET/NAME.json tell what each model's triggers are
+STATISTICS = False                       # also how well each statistic separates labels, whatever its threshold (AUROC)
+MODEL_ROWS = False                       # also a line for each model
+
+configure(globals())
+
+from benchmarks.zoo import read_zoo  # TensorFlow loads after the flags were read
+from utils.artifacts import read
+from utils.detection import INFECTED
+
+BINS = (0, 0.03, 0.10, 0.18, 1)          # of the trigger's share of the image
+
+
+def main():
+    for results in RESULTS:
+        scans, missing = read_scans(ZOO, pathlib.Path(results), pathlib.Path(MODELS))
+        left = f", not finished: {', '.join(missing)}" if missing else ""
+        print(f"### {pathlib.Path(results).name}: {len(scans)} scans{left}")
+        print(confusion(scans))
+        if MODEL_ROWS:
+            print("\n".join(map(model_row, scans)), "\n")
+        if STATISTICS:
+            print(separation(scans))
+
+
+def read_scans(zoo, results, models):
+    """(scans, names of the unfinished): a dict for each detection, with the truth from the model's report."""
+    scans, missing = [], []
+    for dataset, name, _ in read_zoo(zoo):
+        report = models / dataset / f"{name}.json"
+        attacks = json.loads(report.read_text())["attacks"] if report.exists() else []
+        filters = [attack for attack in attacks if attack["kind"] == "filter"]
+        patches = [attack for attack in attacks if attack["kind"] != "filter"]
+        folder, found = results / dataset / name, 0
+        for stage, of_kind in (("detection", patches), ("detection_feature_space", filters)):
+            if (folder / f"{stage}.json").exists():
+                verdict, found = json.loads((folder / f"{stage}.json").read_text()), found + 1
+                scans.append({"dataset": dataset, "name": name, "stage": stage, "labels": verdict["labels"],
+                              "targets": {attack["target"] for attack in of_kind}, "folder": folder,
+                              "asr": [attack["asr"] for attack in attacks],
+                              "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
+                              "triggers": [attack["spec"] for attack in of_kind],
+                              "infected": set(verdict["infected_labels"])})
+        if not found:
+            missing.append(f"{dataset}/{name}")
+    return scans, missing
+
+
+def confusion(scans):
+    """A Markdown table: a row for each dataset and pipeline, for each size of trigger, and for all."""
+    groups = defaultdict(list)
+    for scan in scans:
+        kind = "patch" if scan["stage"] == "detection" else "filter"
+        groups[f"{scan['dataset']}, {kind}"].append(scan)
+        groups[f"all, {kind}"].append(scan)
+        if kind == "patch" and scan["targets"]:
+            low, high = next(pair for pair in zip(BINS, BINS[1:]) if scan["share"] <= pair[1])
+            groups[f"trigger of {low:.0%} to {high:.0%} of the image"].append(scan)
+    lines = ["| models | FNR | FPR | backdoored: exactly the targets | clean: passed |", "|---|---|---|---|---|"]
+    for name in sorted(groups):
+        group = groups[name]
+        targets = [label in scan["infected"] for scan in group for label in scan["targets"]]
+        others = [int(label) in scan["infected"] for scan in group for label in scan["labels"]
+                  if int(label) not in scan["targets"]]
+        exact = [scan["infected"] == scan["targets"] for scan in group if scan["targets"]]
+        passed = [not scan["infected"] for scan in group if not scan["targets"]]
+        lines.append(f"| {name} | {rate(len(targets) - sum(targets), len(targets))} | {rate(sum(others), len(others))} | "
+                     f"{rate(sum(exact), len(exact))} | {rate(sum(passed), len(passed))} |")
+    return "\n".join(lines) + "\n"
+
+
+def rate(count, total):
+    """`count` of `total` in per cent, with its Wilson interval of 95 %."""
+    if not total:
+        return "–"
+    low, high = wilson(count, total)
+    return f"{count}/{total} = {count / total:.1%} ({low:.1%} to {high:.1%})"
+
+
+def wilson(count, total, z=1.96):
+    """Wilson's interval for a rate: (low, high), both in [0, 1]."""
+    share, spread = count / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / total + spread / 4 / total) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def model_row(scan):
+    """One line: what was hidden, what was found, and the closest calls."""
+    ratio = {int(label): row["swapped_cost"] / row["cost"] for label, row in scan["labels"].items() if "cost" in row}
+    text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
+    text += f"hidden {sorted(scan['targets'])} found {sorted(scan['infected'])}"
+    shown = {label: scan["labels"][str(label)] for label in scan["targets"]}
+    text += "".join(f"; {label}: ASR {row['asr']:.2f}, cost {row.get('cost', math.nan):.2f}, ratio "
+                    f"{ratio.get(label, math.nan):.2f}" for label, row in shown.items())
+    others = {label: value for label, value in ratio.items() if label not in scan["targets"]}
+    top = sorted(others.items(), key=lambda item: -item[1])[:3]
+    return text + "; other ratios " + ", ".join(f"{label}: {value:.2f}" for label, value in top)
+
+
+def separation(scans):
+    """AUROC of each statistic over all labels whose pattern is not random, a column for each dataset."""
+    values = defaultdict(lambda: defaultdict(list))
+    for scan in scans:
+        if scan["stage"] != "detection":
+            continue
+        arrays = read(scan["folder"] / "potential_triggers.h5")[0]
+        for label, row in scan["labels"].items():
+            if row["decision"] != INFECTED and not row["transfer"]:
+                continue
+            for name, value in statistics(row, int(label), arrays).items():
+                for dataset in (scan["dataset"], "all"):
+                    values[name][dataset].append((value, int(label) in scan["targets"]))
+    datasets = sorted({dataset for columns in values.values() for dataset in columns})
+    lines = ["| statistic | " + " | ".join(datasets) + " |", "|---" * (len(datasets) + 1) + "|"]
+    for name, columns in values.items():
+        lines.append(f"| {name} | " + " | ".join(f"{auroc(columns[dataset]):.3f}" for dataset in datasets) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def statistics(row, label, arrays):
+    """Every statistic tried, larger where a label is rather infected."""
+    transfer = np.array(list(row["transfer"].values())) if row["transfer"] else np.zeros(1)
+    found = {"ASR on the examined model": row["asr"], "small mask": -row["mask_size"],
+             "small preserved mask": -row["preserved_size"], "low largest transfer (q = 1)": -transfer.max(),
+             "low median transfer": -np.median(transfer), "low mean transfer": -transfer.mean(),
+             "low largest transfer relative to ASR": -transfer.max() / max(row["asr"], 1e-6)}
+    if "cost" in row:
+        place = list(arrays["swapped"]["label"]).index(label)
+        entropies = float(arrays["entropy"][label]), float(arrays["swapped"]["entropy"][place])
+        sizes = float(arrays["mask"][label].sum()), float(arrays["swapped"]["mask"][place].sum())
+        found |= {"low cost": -row["cost"], "low cross-entropy": -entropies[0],
+                  "role swap: ratio of costs": row["swapped_cost"] / row["cost"],
+                  "role swap: difference of costs": row["swapped_cost"] - row["cost"],
+                  "role swap: ratio of sizes": sizes[1] / max(sizes[0], 1.0),
+                  "role swap: difference of cross-entropies": entropies[1] - entropies[0]}
+    return found
+
+
+def auroc(pairs):
+    """Chance that a target's value is above a clean label's, ties counted half; nan without both kinds."""
+    targets = np.array([value for value, infected in pairs if infected])
+    clean = np.array([value for value, infected in pairs if not infected])
+    if not len(targets) or not len(clean):
+        return math.nan
+    return float((targets[:, None] > clean).mean() + 0.5 * (targets[:, None] == clean).mean())
+
+
+if __name__ == "__main__":
+    run(main)

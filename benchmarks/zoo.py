@@ -1,0 +1,92 @@
+"""Train a zoo of models and scan each with the stages that its triggers ask for.
+
+A zoo is a text file: a dataset, a name and flags of models.train on each line. Patch models run the patch stages,
+filter models the feature-space stages, clean models both where images have colours. What is done already is kept, so
+the same command goes on where it stopped; each model's output is in RESULTS/DATASET/NAME.log.
+
+    python -m benchmarks.zoo --zoo benchmarks/validation_zoo.txt --processes 2
+"""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from utils.config import UserError, configure, run
+from utils.datasets import dataset
+
+ZOO = "benchmarks/validation_zoo.txt"    # the list of models
+DATASETS: list[str] = []                 # only these datasets' models; none: all
+PROCESSES = 2                            # models at work at a time, which share the processor's cores
+SETTINGS = "default"                     # named setting of the scans
+RESULTS = "results/zoo/default"          # artifacts and logs of the scans; another folder for other settings
+MODELS = "models"                        # trained models go to MODELS/DATASET/NAME.keras
+
+configure(globals(), tensorflow=False)
+
+PATCH = ("potential_triggers_reconstruction.py", "critical_features_preservation.py", "backdoor_detection.py")
+FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detection_feature_space.py")
+
+
+def main():
+    models = [model for model in read_zoo(ZOO) if not DATASETS or model[0] in DATASETS]
+    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // PROCESSES)),
+                                "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        failed = [name for name in pool.map(lambda model: scan(*model, environment), models) if name]
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed: their logs in {RESULTS} tell why")
+
+
+def read_zoo(path):
+    """(dataset, name, flags of models.train) of every line of a zoo file. Raises UserError naming a line's fault."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"ZOO {path} cannot be read: {error.strerror}") from error
+    models = []
+    for number, line in enumerate(lines, 1):
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if len(words) < 2 or words[1].startswith("-"):
+            raise UserError(f"{path}, line {number}: expected a dataset, a name and flags of models.train")
+        dataset(words[0])
+        models.append((words[0], words[1], words[2:]))
+    return models
+
+
+def commands(row, name, flags):
+    """Every command that one model needs, in order."""
+    attacks = [word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:"))]
+    stages = ["pnnir.py"]
+    stages += PATCH if not attacks or set(attacks) - {"filter"} else ()
+    stages += FILTER if row.shape[-1] == 3 and (not attacks or "filter" in attacks) else ()
+    yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, *flags]
+    for stage in stages:
+        yield [stage, "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras", "--settings", SETTINGS,
+               "--results", RESULTS]
+
+
+def scan(dataset_name, name, flags, environment):
+    """Train and scan one model; returns its name if a command failed."""
+    log = pathlib.Path(RESULTS, dataset_name, name + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    seconds = []
+    with open(log, "a") as output:
+        for command in commands(dataset(dataset_name), name, flags):
+            start = time.time()
+            print("$ python", shlex.join(command), file=output, flush=True)
+            if subprocess.run([sys.executable, *command], stdout=output, stderr=output, env=environment).returncode:
+                print(f"{dataset_name}/{name}: FAILED, {log} tells why", flush=True)
+                return f"{dataset_name}/{name}"
+            seconds.append(time.time() - start)
+    verdicts = [line for line in log.read_text().splitlines() if line.startswith("verdict: ")]
+    print(f"{' '.join(f'{value:.0f}' for value in seconds)} s; {'; '.join(dict.fromkeys(verdicts[-2:]))}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
