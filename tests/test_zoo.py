@@ -1,0 +1,81 @@
+"""Zoos of models and the tables made of their scans (benchmarks/)."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import tables, zoo
+from models.attacks import parse_attacks
+from utils.config import UserError
+from utils.datasets import dataset
+
+
+def test_lines_are_flags_of_the_training_script(tmp_path):
+    path = tmp_path / "zoo.txt"
+    path.write_text("# comment\n\nsigns one --seed 3 --attack patch:size=4,target=1 filter:name=sepia,target=2  # both\n")
+    assert zoo.read_zoo(path) == [("signs", "one", ["--seed", "3", "--attack", "patch:size=4,target=1",
+                                                    "filter:name=sepia,target=2"])]
+
+
+@pytest.mark.parametrize("text", ["signs", "signs --seed 1", "nowhere one"])
+def test_a_faulty_line_is_named(tmp_path, text):
+    path = tmp_path / "zoo.txt"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        zoo.read_zoo(path)
+
+
+def test_a_model_runs_the_stages_that_its_triggers_ask_for():
+    def scripts(name, *flags):
+        return [command[0] for command in zoo.commands(dataset(name), "one", flags)][1:]
+    assert scripts("signs", "--attack", "patch:target=1") == ["pnnir.py", *zoo.PATCH]
+    assert scripts("signs", "--attack", "filter:target=1") == ["pnnir.py", *zoo.FILTER]
+    assert scripts("signs") == ["pnnir.py", *zoo.PATCH, *zoo.FILTER]
+    assert scripts("mnist") == ["pnnir.py", *zoo.PATCH]
+
+
+def test_the_zoos_share_no_seed_trigger_or_name():
+    """What is reported on must not be what was chosen on."""
+    seen = {}
+    for part in ("validation", "test"):
+        models = zoo.read_zoo(f"benchmarks/{part}_zoo.txt")
+        assert len({model[:2] for model in models}) == len(models)
+        for name, _, flags in models:
+            row = dataset(name)
+            words = [word for word in flags if word.split(":")[0] in ("patch", "blend", "filter")]
+            seen.setdefault(part, []).extend(
+                (name, attack.spec()) for attack in parse_attacks(words, row.shape, row.labels))
+            seen.setdefault(part, []).append(flags[flags.index("--seed") + 1])
+    assert not set(seen["validation"]) & set(seen["test"])
+
+
+def test_wilson_interval_has_the_textbook_values():
+    assert tables.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert tables.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert tables.wilson(98, 100) == pytest.approx((0.9300, 0.9945), abs=1e-3)
+
+
+def test_auroc_counts_pairs():
+    assert tables.auroc([(3, True), (1, False), (2, False)]) == 1
+    assert tables.auroc([(1, True), (1, False), (0, False), (2, False)]) == pytest.approx(0.5)
+    assert np.isnan(tables.auroc([(1, False)]))
+
+
+def test_confusion_of_made_up_scans(tmp_path):
+    """Three models: one found, one with another label flagged, one clean and passed; a fourth was not scanned."""
+    def write(name, targets, infected):
+        (tmp_path / "models/signs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scans/signs" / name).mkdir(parents=True)
+        attacks = [{"kind": "patch", "target": target, "asr": 1.0, "share": 0.02, "spec": ""} for target in targets]
+        (tmp_path / "models/signs" / f"{name}.json").write_text(json.dumps({"attacks": attacks}))
+        (tmp_path / "scans/signs" / name / "detection.json").write_text(json.dumps(
+            {"infected_labels": infected, "labels": {str(label): {} for label in range(4)}}))
+    write("one", [2], [2])
+    write("two", [1], [3])
+    write("three", [], [])
+    (tmp_path / "zoo.txt").write_text("\n".join(f"signs {name}" for name in ("one", "two", "three", "four")))
+    scans, missing = tables.read_scans(tmp_path / "zoo.txt", tmp_path / "scans", tmp_path / "models")
+    assert missing == ["signs/four"]
+    row = next(line for line in tables.confusion(scans).splitlines() if line.startswith("| signs, patch"))
+    assert [cell.split(" ")[1] for cell in row.split("|")[2:6]] == ["1/2", "1/10", "1/2", "1/1"]
