@@ -21,6 +21,7 @@ RESULTS = ["results/zoo/default"]        # folders that benchmarks.zoo wrote, on
 MODELS = "models"                        # MODELS/DATASET/NAME.json tell what each model's triggers are
 STATISTICS = False                       # also how well each statistic separates labels, whatever its threshold (AUROC)
 MODEL_ROWS = False                       # also a line for each model
+SWEEPS = False                           # also FNR and FPR of TNDA under other thresholds, l and q, and of the outlier rule
 
 configure(globals())
 
@@ -41,6 +42,8 @@ def main():
             print("\n".join(map(model_row, scans)), "\n")
         if STATISTICS:
             print(separation(scans))
+        if SWEEPS:
+            print(sweeps(scans))
 
 
 def read_scans(zoo, results, models):
@@ -60,7 +63,9 @@ def read_scans(zoo, results, models):
                               "asr": [attack["asr"] for attack in attacks],
                               "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
                               "triggers": [attack["spec"] for attack in of_kind],
-                              "infected": set(verdict["infected_labels"])})
+                              "infected": set(verdict["infected_labels"]),
+                              "threshold": next(value for key, value in verdict["settings"].items()
+                                                if key.endswith("transfer_threshold"))})
         if not found:
             missing.append(f"{dataset}/{name}")
     return scans, missing
@@ -155,6 +160,45 @@ def statistics(row, label, arrays):
                   "role swap: ratio of sizes": sizes[1] / max(sizes[0], 1.0),
                   "role swap: difference of cross-entropies": entropies[1] - entropies[0]}
     return found
+
+
+def sweeps(scans):
+    """FNR and FPR of TNDA on the measured transfers, one number varied at a time, beside the paper's figures."""
+    scans = [scan for scan in scans if scan["stage"] == "detection"]
+    lines = ["| rule | FNR | FPR | paper: FNR, FPR (%) |", "|---|---|---|---|"]
+
+    def add(name, flagged, paper="–"):
+        outcomes = [(int(label) in scan["targets"], label in chosen)
+                    for scan, chosen in ((scan, flagged(scan)) for scan in scans) for label in scan["labels"]]
+        missed = [not found for target, found in outcomes if target]
+        wrong = [found for target, found in outcomes if not target]
+        lines.append(f"| {name} | {rate(sum(missed), len(missed))} | {rate(sum(wrong), len(wrong))} | {paper} |")
+
+    for threshold, paper in ((0.6, "2.1, 0.9"), (0.7, "2.9, 0.2"), (0.8, "3.5, 0.0")):
+        add(f"random patterns under ASR {threshold}", lambda scan: tnda(scan, random=threshold), paper)
+    for count, paper in enumerate(("1.5, 3.9", "1.5, 3.0", "1.8, 2.0", "2.0, 1.6", "2.0, 1.2", "2.1, 0.9"), 1):
+        add(f"l = {count} tuned models", lambda scan: tnda(scan, models=count), paper)
+    for needed, paper in enumerate(("2.1, 0.9", "1.4, 1.8", "0.7, 2.8", "0.5, 4.0", "0, 4.6", "0, 5.1"), 1):
+        add(f"q = {needed}", lambda scan: tnda(scan, needed=needed), paper)
+    for threshold, paper in ((0.1, "5.2, 0.05"), (0.15, "4.9, 0.07"), (0.2, "2.4, 0.08"), (0.3, "1.9, 1.1"),
+                             (0.4, "few labels: 1.8, 1.5"), (0.5, "few labels: 0.8, 3.4"), (0.6, "few labels: 0, 4.7")):
+        add(f"transfer from {threshold} up", lambda scan: tnda(scan, threshold=threshold), paper)
+    add("outlier rule of Neural Cleanse on the mask sizes", outliers, "18.1, –")
+    return "\n".join(lines) + "\n"
+
+
+def tnda(scan, random=0.6, threshold=None, needed=1, models=6):
+    """The labels that TNDA calls infected, from the transfers to the first `models` tuned models."""
+    threshold = threshold or scan["threshold"]
+    return {label for label, row in scan["labels"].items() if row["asr"] >= random and row["transfer"]
+            and sum(value >= threshold for value in list(row["transfer"].values())[:models]) < needed}
+
+
+def outliers(scan):
+    """The labels whose mask is smaller than the median by more than two (scaled) median absolute deviations."""
+    sizes = np.array([row["mask_size"] for row in scan["labels"].values()])
+    spread = 1.4826 * np.median(np.abs(sizes - np.median(sizes)))
+    return {label for label, size in zip(scan["labels"], sizes) if size < np.median(sizes) - 2 * spread}
 
 
 def auroc(pairs):

@@ -70,7 +70,8 @@ def test_confusion_of_made_up_scans(tmp_path):
         attacks = [{"kind": "patch", "target": target, "asr": 1.0, "share": 0.02, "spec": ""} for target in targets]
         (tmp_path / "models/signs" / f"{name}.json").write_text(json.dumps({"attacks": attacks}))
         (tmp_path / "scans/signs" / name / "detection.json").write_text(json.dumps(
-            {"infected_labels": infected, "labels": {str(label): {} for label in range(4)}}))
+            {"infected_labels": infected, "labels": {str(label): {} for label in range(4)},
+             "settings": {"transfer_threshold": 0.2}}))
     write("one", [2], [2])
     write("two", [1], [3])
     write("three", [], [])
@@ -79,3 +80,17 @@ def test_confusion_of_made_up_scans(tmp_path):
     assert missing == ["signs/four"]
     row = next(line for line in tables.confusion(scans).splitlines() if line.startswith("| signs, patch"))
     assert [cell.split(" ")[1] for cell in row.split("|")[2:6]] == ["1/2", "1/10", "1/2", "1/1"]
+
+
+def test_other_rules_on_made_up_transfers():
+    labels = {"0": {"asr": 0.9, "mask_size": 0.02, "transfer": dict.fromkeys("123456", 0.1)},
+              "1": {"asr": 0.9, "mask_size": 0.20, "transfer": {"1": 0.1, "2": 0.5, "3": 0.1}},
+              "2": {"asr": 0.5, "mask_size": 0.21, "transfer": {}},
+              "3": {"asr": 0.7, "mask_size": 0.19, "transfer": {"1": 0.3, "2": 0.3, "3": 0.0}}}
+    scan = {"labels": labels, "threshold": 0.2}
+    assert tables.tnda(scan) == {"0"}
+    assert tables.tnda(scan, random=0.95) == set()
+    assert tables.tnda(scan, needed=2) == {"0", "1"}
+    assert tables.tnda(scan, models=1) == {"0", "1"}
+    assert tables.tnda(scan, threshold=0.4) == {"0", "3"}
+    assert tables.outliers(scan) == {"0"}
