@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402
 
 from data.store import create, writing  # noqa: E402
 from utils.datasets import dataset  # noqa: E402
+from utils.images import stretch  # noqa: E402
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 MAX_LABELS = 100_000
@@ -36,13 +37,14 @@ BATCH = 256          # images held in memory while a file is written
 def main():
     if not FOLDER or not OUTPUT:
         raise UserError("give --folder, the images to read, and --output, the HDF5 file to write")
-    if not SHAPE and not DATASET:
+    row = dataset(DATASET) if DATASET else None
+    if not SHAPE and not (row and row.shape):
         raise UserError("give the images' size, as --shape 32 32 3 or as --dataset NAME")
-    shape = check_shape(SHAPE or dataset(DATASET).shape)
+    shape = check_shape(SHAPE or row.shape)
     files, y, names = list_folder(FOLDER, LIMIT)
-    if DATASET and len(names) > dataset(DATASET).labels:
-        raise UserError(f"{FOLDER} has the labels 0 to {len(names) - 1}, but {DATASET} only "
-                        f"{dataset(DATASET).labels}: check the sub-folders' names")
+    if row and row.labels and len(names) > row.labels:
+        raise UserError(f"{FOLDER} has the labels 0 to {len(names) - 1}, but {DATASET} only {row.labels}: check the "
+                        "sub-folders' names")
     parts = {"": np.arange(len(y))} if CLEAN else split(y, TEST_SHARE, SEED)
     with writing(OUTPUT, {"label_names": "\n".join(names)}) as output:
         for part, chosen in parts.items():
@@ -150,9 +152,7 @@ def read_image(path, shape):
             pass
     if image is None:
         raise UserError(f"{path} is damaged or no image that OpenCV reads: replace or remove it")
-    if image.shape[:2] != (height, width):
-        shrinks = height * width < image.shape[0] * image.shape[1]
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    image = stretch(image, height, width)
     return image[..., None] if channels == 1 else image[..., ::-1]
 
 

@@ -33,6 +33,9 @@ def load_dataset(name):
     the command that the UserError for a missing file names.
     """
     row = dataset(name)
+    if row.shape is None:
+        raise UserError(f"DATASET {name!r} is for models from elsewhere and has no images: give CLEAN_DATA, an HDF5 file "
+                        "or a folder of images, or choose another DATASET")
     path = FOLDER / f"{name}.h5"
     if name == "signs":
         from data import signs

@@ -4,13 +4,12 @@ import hashlib
 import pathlib
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
-
 from data.store import load_dataset, read_arrays
 from utils.config import UserError
+from utils.images import stretch
 
 MEASURED_SHARE = 0.2     # of each label's images: accuracy, ASR and transfer are never measured on what was tuned on
 
@@ -80,8 +79,7 @@ def _check(x, y, shape, labels, place):
 def _resize(images, shape):
     if images.shape[1:3] == tuple(shape[:2]):
         return np.ascontiguousarray(images)
-    resized = [cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA) for image in images]
-    return np.stack(resized).reshape(len(images), *shape)
+    return np.stack([stretch(image, *shape[:2]) for image in images]).reshape(len(images), *shape)
 
 
 class Sampler:

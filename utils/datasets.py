@@ -63,12 +63,13 @@ class Dataset:
     shape: H, W, C of the network's input. pixel_mean, pixel_scale: the network sees (x - mean) / scale for x in
     0..255, channels in BGR order where `bgr`. network: function of `models.architectures` and its options.
     blocks: the last three blocks, each a tuple of layer names or of prefixes that end before an underscore.
-    feature_map: the layer whose output Grad-CAM reads.
+    feature_map: the layer whose output Grad-CAM reads. In the row `custom` all of these are empty: they come from the
+    examined model and from the constants.
     """
 
     name: str
-    shape: tuple
-    labels: int
+    shape: tuple | None
+    labels: int | None
     pixel_mean: tuple
     pixel_scale: float
     network: str
@@ -153,6 +154,11 @@ DATASETS = {row.name: row for row in (
                         phase2_steps=(20_000,) * 3, phase2_stop="stable", batch=100, trigger_rate=2.5 / 255,
                         mask_gain=0.03 * 255, noise_weight=0.0001, clean_mass=1.0, filter_steps=100,
                         transfer_threshold=0.2, filter_transfer_threshold=0.2)),
+    # Any other model. Of the paper's numbers those for GTSRB, the middle one of its datasets in size and labels.
+    _row(name="custom", shape=None, labels=None, pixel_mean=(), pixel_scale=1.0, network="", network_options={},
+         blocks=(), feature_map="", clean_per_label=225,
+         paper=Settings(phase1_steps=(500, 1000, 1500), phase2_steps=(5000,) * 3, phase2_stop="stable", batch=100,
+                        clean_mass=1.0, transfer_threshold=0.2, filter_transfer_threshold=0.2)),
 )}
 
 

@@ -22,6 +22,7 @@ from utils.datasets import DATASETS, Dataset
 from utils.images import network_input
 
 SUFFIXES = (".keras", ".h5", ".weights.h5", ".hdf5", "")
+KNOWN = ", ".join(row.name for row in DATASETS.values() if row.network)
 CHECKPOINT = "model"         # the release keeps a model as NAME/model.index and NAME/model.data-...
 
 
@@ -48,7 +49,7 @@ def load_examined(model, row, *, architecture="", input_range=None, input_mean=N
     """Load the model called `model` under models/DATASET/, or at the path `model`. Returns an `ExaminedModel`.
 
     row: the `utils.datasets.Dataset` it was trained for; it gives the pixel scaling unless `input_range` (low, high
-    of what the network saw) says otherwise. input_mean: subtracted after that, one number or one a channel, in the
+    of what the network saw) says otherwise. The row `custom` has no scaling, so `input_range` is needed. input_mean: subtracted after that, one number or one a channel, in the
     network's order of channels; channel_order: "rgb" or "bgr". architecture: for files without one, a dataset's name,
     a function of models/architectures.py or the path of a model's JSON. blocks: three layer names, each or several
     joined by `+`, or prefixes that end before an underscore. feature_map: a layer's name.
@@ -119,6 +120,8 @@ def _read(path, row, architecture):
     described = _architecture(architecture, row) if architecture else None
     where = str(path)
     if pathlib.Path(f"{path}.index").is_file() and not path.is_file():
+        if not described and not row.network:
+            raise _weights_alone(where)
         network = _network(described or row, row, where, math.inf)
         published_checkpoint.load(network, path)
         checked_weights.check_finite(network, where)
@@ -140,8 +143,7 @@ def _read_hdf5(path, described, row, where):
         if described is None:
             text = safe_files.attribute(file, "model_config")
             if not isinstance(text, str):
-                raise UserError(f"{where} holds weights alone: name the ARCHITECTURE they belong to, a dataset "
-                                f"({', '.join(DATASETS)}) or the path of a model's JSON")
+                raise _weights_alone(where)
             described = safe_files.parse_json(text, f"model_config in {where}")
         available = checked_weights.count(file)
         network = _network(described, row, where, available)
@@ -149,19 +151,23 @@ def _read_hdf5(path, described, row, where):
     return network
 
 
+def _weights_alone(where):
+    return UserError(f"{where} holds weights alone: name the ARCHITECTURE they belong to, a dataset ({KNOWN}) or the path "
+                     "of a model's JSON")
+
+
 def _architecture(architecture, row):
     """What `architecture` names: a `Dataset` row whose network to build, or a description."""
-    if architecture in DATASETS:
+    if architecture in DATASETS and DATASETS[architecture].network:
         return DATASETS[architecture]
     for known in (row, *DATASETS.values()):
         if known.network == architecture:
             if known is not row and known.network_options:
-                raise UserError(f"ARCHITECTURE {architecture!r} has several sizes: name a dataset, "
-                                f"{', '.join(DATASETS)}")
-            return replace(row, network=known.network, network_options=known.network_options)
+                raise UserError(f"ARCHITECTURE {architecture!r} has several sizes: name a dataset, {KNOWN}")
+            return replace(row if row.shape else known, network=known.network, network_options=known.network_options)
     path = pathlib.Path(architecture)
     if not path.is_file():
-        raise UserError(f"ARCHITECTURE {architecture[:200]!r} is neither a dataset ({', '.join(DATASETS)}), nor a "
+        raise UserError(f"ARCHITECTURE {architecture[:200]!r} is neither a dataset ({KNOWN}), nor a "
                         "network of models/architectures.py, nor a file with a model's JSON")
     with open(path, "rb") as file:
         described = safe_files.parse_json(file.read(safe_files.CONFIG_BYTES + 1), str(path))
@@ -173,7 +179,7 @@ def _architecture(architecture, row):
 def _network(described, row, where, available):
     """The network of a `Dataset` row or of a description, its weights still zero."""
     if not isinstance(described, Dataset):
-        return checked_config.build(described, row.shape, available, where)
+        return checked_config.build(described, row.shape or (None,) * 3, available, where)
     with checked_config.deferred_weights(where, available):
         return architectures.build(described)
 
@@ -192,6 +198,8 @@ def _flat(network):
 
 def _blocks(network, row, blocks):
     if blocks is None or not len(blocks):
+        if not row.blocks:
+            return topology.default_blocks(network)
         try:
             chosen = [topology.block_layers(network, block) for block in row.blocks]
         except KeyError:
@@ -227,6 +235,9 @@ def preprocessing(row, shape, input_range=None, input_mean=None, channel_order="
     if not len(ranged):
         if len(mean) or channel_order != "rgb":
             raise UserError("INPUT_MEAN and CHANNEL_ORDER need INPUT_RANGE, the range of pixels that the network saw")
+        if row.shape is None:
+            raise UserError(f"DATASET {row.name} does not tell how pixels are scaled: give INPUT_RANGE, what the network "
+                            "takes for black and white, such as 0 1, -1 1, or 0 255 where it scales them itself")
         if len(row.pixel_mean) not in (1, shape[2]) or row.bgr and shape[2] != 3:
             raise UserError(f"the network takes {shape[2]} channels, the scaling of {row.name} is for "
                             f"{row.shape[2]}: give INPUT_RANGE, such as 0 1")

@@ -1,6 +1,15 @@
 """Images in [0, 1] on one side, what a network reads on the other: the only place where the two meet."""
 
+import cv2
 import numpy as np
+
+
+def stretch(image, height, width):
+    """A uint8 image H×W or H×W×C in another size: means of pixels where it shrinks, interpolated where it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def network_input(images, row):
