@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.config import UserError
 from utils.datasets import dataset
-from utils.files import replacing
+from utils.files import new_hdf5
 
 FOLDER = pathlib.Path(__file__).parent     # where NAME.h5 is looked for
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -79,13 +79,9 @@ def writing(path, attributes=None):
     """Yield an open HDF5 file that takes `path`'s place when the block ends without an error."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder: give the name of a file to write")
-    try:
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(attributes or {})
-            yield file
-    except RuntimeError as error:  # how h5py reports a full disk when it closes the file
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} could not be written ({reason}): check the disk's space") from error
+    with new_hdf5(path) as file:
+        file.attrs.update(attributes or {})
+        yield file
 
 
 def create(file, name, shape, dtype):

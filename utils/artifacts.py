@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from utils.config import UserError
-from utils.files import replacing
+from utils.files import new_hdf5
 
 
 class Stage:
@@ -39,7 +39,7 @@ class Stage:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working on {self.path}: wait for it, or use another RESULTS") from None
-        for leftover in self.folder.glob(f".partial-*-{self.name}.h5"):
+        for leftover in self.folder.glob(f".partial-*-{self.name}.*"):
             leftover.unlink()
         if self.overwrite:
             self.path.unlink(missing_ok=True)
@@ -48,6 +48,7 @@ class Stage:
         if self.finished:
             self.arrays, settings = read(self.path)
             _compare(self.path, settings, self.settings)
+            shutil.rmtree(self.parts, ignore_errors=True)       # where a run was killed between the two
         return self
 
     def __exit__(self, *_):
@@ -75,7 +76,7 @@ class Stage:
 def write(path, arrays, settings):
     """Write arrays (nested dicts of numpy arrays) and settings to an HDF5 file, whole or not at all."""
     arrays = plain(arrays)
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_hdf5(path) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
         file.attrs["settings"] = json.dumps(settings, sort_keys=True)

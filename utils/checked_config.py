@@ -213,8 +213,8 @@ def _image_shape(given, shape, where):
                         "width, channels")
     height, width, channels = (have or want for have, want in zip(given[1:], shape, strict=True))
     if None in (height, width):
-        raise UserError(f"{where} takes images of any size: choose the DATASET of the size that it was trained with, or give "
-                        "ARCHITECTURE, the model's JSON with the size filled in")
+        raise UserError(f"{where} takes images of any size: choose the DATASET of the size that it was trained with, "
+                        "or give ARCHITECTURE, the model's JSON with the size filled in")
     if channels not in (1, 3):
         raise UserError(f"{where} takes {str(channels)[:20]} channels: only networks for 1 (grey) or 3 (RGB) "
                         "channels, channels last, can be examined")

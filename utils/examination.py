@@ -13,6 +13,13 @@ from utils.config import UserError
 from utils.datasets import Dataset, Settings, dataset
 from utils.examined_model import ExaminedModel, load_examined
 
+COUNT, SHARE, RATE, WEIGHT = (1, 10**6), (0, 1), (1e-9, 1e3), (0, 1e6)
+BOUNDS = {               # of the scripts' numbers: the least and the most
+    "SEED": (0, 2**21 - 1), "CLEAN_PER_LABEL": (2, 10**9), "LABELS_AT_ONCE": COUNT, "BATCH": COUNT, "STEPS": COUNT,
+    "FILTER_STEPS": COUNT, "IMAGES_PER_LABEL": COUNT, "MEASURED_IMAGES": COUNT, "PHASE1_STEPS": (0, 10**7),
+    "PHASE2_STEPS": (0, 10**7), "TRANSFERS_NEEDED": (1, 6), "LEARNING_RATE": RATE, "TRIGGER_RATE": RATE,
+    "FILTER_RATE": RATE, "SWAP_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT,
+    "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE, "FILTER_TRANSFER_THRESHOLD": SHARE}
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
 
@@ -29,11 +36,13 @@ class Examination:
     overwrite: bool
     model: object
     accuracy: float
+    input_scaling: list | None          # the constants that depart from the row's own scaling
 
     @property
     def inputs(self):
-        """Fingerprints that every artifact of this examination carries."""
-        return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed}
+        """What every artifact of this examination depends on, and carries."""
+        return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
+                "input_scaling": self.input_scaling}
 
     def stage(self, name, fields, **inputs):
         """The `artifacts.Stage` called `name`; it depends on `fields` of the settings and on `inputs`."""
@@ -72,6 +81,7 @@ def examinations(constants):
     tf.config.experimental.enable_op_determinism()
     row = dataset(constants["DATASET"])
     settings = row[constants["SETTINGS"]]
+    check_constants(constants)
     own = {key.lower(): value for key, value in constants.items() if key.isupper() and value is not None}
     settings = replace(settings, **{key: type(getattr(settings, key))(own[key]) for key in asdict(settings).keys()
                                     & own.keys()})
@@ -84,6 +94,7 @@ def examinations(constants):
                                  feature_map=constants["FEATURE_MAP"])
         clean = load_clean_data(constants["CLEAN_DATA"], row.name, examined.shape, examined.labels,
                                 constants["CLEAN_PER_LABEL"] or row.clean_per_label, constants["SEED"])
+        scaling = [constants[key] for key in ("INPUT_RANGE", "INPUT_MEAN", "CHANNEL_ORDER")]
         model = classifier(examined.network, examined.preprocess)
         reached = transfer.accuracy(model, clean.x_measure, clean.y_measure)
         if reached < min(CHANCE / examined.labels, 0.6) and not constants["ALLOW_LOW_ACCURACY"]:
@@ -92,11 +103,30 @@ def examinations(constants):
                 "INPUT_MEAN, CHANNEL_ORDER and the order of the labels, or set ALLOW_LOW_ACCURACY")
         examination = Examination(examined, clean, row, settings,
                                   pathlib.Path(constants["RESULTS"]) / row.name / examined.name, constants["SEED"],
-                                  constants["OVERWRITE"], model, reached)
+                                  constants["OVERWRITE"], model, reached, scaling if scaling[0] else None)
         examination.say(f"clean accuracy {reached:.1%} on {len(clean.y_measure)} images; {len(clean.y_tune)} images to "
                         f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}")
         yield examination
         examination.say(f"done in {time.time() - start:.0f} s")
+
+
+def check_constants(constants):
+    """Raise UserError for a constant that no stage can work with."""
+    if not constants["MODELS"] or isinstance(constants["MODELS"], str):
+        raise UserError(f"MODELS {constants['MODELS']!r} is no list of models: give one or more names or paths")
+    results = pathlib.Path(constants["RESULTS"])
+    if not constants["RESULTS"] or results.exists() and not results.is_dir():
+        raise UserError(f"RESULTS {constants['RESULTS']!r} is no folder: name one, it is made where it is missing")
+    for name, (least, most) in BOUNDS.items():
+        value = constants.get(name)
+        if value is None:
+            continue
+        many = name.startswith("PHASE")
+        if many and (isinstance(value, (int, str)) or len(value) != 3):
+            raise UserError(f"{name} {value} must be three numbers, for one, two and three blocks")
+        for number in value if many else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= most:
+                raise UserError(f"{name} {number!r} must be a number from {least} to {most}")
 
 
 def classifier(network, preprocess):

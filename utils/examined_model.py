@@ -49,10 +49,10 @@ def load_examined(model, row, *, architecture="", input_range=None, input_mean=N
     """Load the model called `model` under models/DATASET/, or at the path `model`. Returns an `ExaminedModel`.
 
     row: the `utils.datasets.Dataset` it was trained for; it gives the pixel scaling unless `input_range` (low, high
-    of what the network saw) says otherwise. The row `custom` has no scaling, so `input_range` is needed. input_mean: subtracted after that, one number or one a channel, in the
-    network's order of channels; channel_order: "rgb" or "bgr". architecture: for files without one, a dataset's name,
-    a function of models/architectures.py or the path of a model's JSON. blocks: three layer names, each or several
-    joined by `+`, or prefixes that end before an underscore. feature_map: a layer's name.
+    of what the network saw) says otherwise; the row `custom` has none. input_mean: subtracted after that, one number
+    or one a channel, in the network's order of channels; channel_order: "rgb" or "bgr". architecture: for files without
+    one, a dataset's name, a function of models/architectures.py or the path of a model's JSON. blocks: three layer
+    names, each or several joined by `+`, or prefixes that end before an underscore. feature_map: a layer's name.
 
     Raises UserError in one line for whatever cannot be loaded safely or examined.
     """

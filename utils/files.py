@@ -3,7 +3,12 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
+
+import h5py
+
+from utils.config import UserError
 
 
 @contextlib.contextmanager
@@ -27,3 +32,19 @@ def replacing(path):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def new_hdf5(path):
+    """Yield an open HDF5 file that takes `path`'s place when the block ends without an error.
+
+    Raises UserError where the disk is full, OSError where the folder may not be written.
+    """
+    try:
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            yield file
+    except (OSError, RuntimeError) as error:        # h5py reports a full disk as either, at length
+        reason = re.search(r"error message = '([^']*)'", str(error))
+        if reason is None:
+            raise
+        raise UserError(f"{path} could not be written ({reason[1]}): check the disk's space") from error

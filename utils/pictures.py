@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 
 from utils import transfer
-from utils.config import UserError
 from utils.files import replacing
 
 TILE = 96                # pixels a picture's side is shown with
@@ -14,9 +13,9 @@ RED, WHITE, GREY = (230, 60, 60), (255, 255, 255), (200, 200, 200)
 
 def write(path, sheet):
     """Write an RGB picture, H×W×3 in [0, 1], as a PNG."""
-    with replacing(path) as temporary:
-        if not cv2.imwrite(temporary, np.rint(255 * sheet[..., ::-1]).astype(np.uint8)):
-            raise UserError(f"{path} could not be written: check the folder's permissions and space")
+    _, encoded = cv2.imencode(".png", np.rint(255 * sheet[..., ::-1]).astype(np.uint8))
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(encoded)
 
 
 def trigger_sheet(arrays):
