@@ -1,14 +1,12 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import io
 import os
 import pathlib
-import re
 import tempfile
 
 import h5py
-
-from utils.config import UserError
 
 
 @contextlib.contextmanager
@@ -38,13 +36,27 @@ def replacing(path):
 def new_hdf5(path):
     """Yield an open HDF5 file that takes `path`'s place when the block ends without an error.
 
-    Raises UserError where the disk is full, OSError where the folder may not be written.
+    Raises OSError where the disk is full or the folder may not be written.
     """
-    try:
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            yield file
-    except (OSError, RuntimeError) as error:        # h5py reports a full disk as either, at length
-        reason = re.search(r"error message = '([^']*)'", str(error))
-        if reason is None:
-            raise
-        raise UserError(f"{path} could not be written ({reason[1]}): check the disk's space") from error
+    with replacing(path) as temporary, _Disk(temporary, "r+") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file
+        finally:
+            if disk.failed:
+                raise OSError(disk.failed.errno, disk.failed.strerror, str(path))
+
+
+class _Disk(io.FileIO):
+    """Keeps its first failed write to itself, in `failed`: the HDF5 library crashes where a file cannot grow."""
+
+    failed = None
+
+    def write(self, data):
+        data, done = memoryview(data).cast("B"), 0
+        try:
+            while done < len(data) and not self.failed:
+                done += super().write(data[done:])
+        except OSError as error:
+            self.failed = error
+        return len(data)
