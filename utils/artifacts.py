@@ -37,8 +37,17 @@ class Stage:
         self.lock = open(self.folder / f".{self.name}.lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._look()
         except BlockingIOError:
+            self.lock.close()
             raise UserError(f"another process is working on {self.path}: wait for it, or use another RESULTS") from None
+        except BaseException:
+            self.lock.close()
+            raise
+        return self
+
+    def _look(self):
+        """What earlier runs left: an artifact, parts, files that were never finished."""
         for leftover in self.folder.glob(f".partial-*-{self.name}.*"):
             leftover.unlink()
         if self.overwrite:
@@ -49,7 +58,6 @@ class Stage:
             self.arrays, settings = read(self.path)
             _compare(self.path, settings, self.settings)
             shutil.rmtree(self.parts, ignore_errors=True)       # where a run was killed between the two
-        return self
 
     def __exit__(self, *_):
         self.lock.close()
