@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
+from keras.src.applications import resnet  # the public module has the large ones alone
 
 from models import architectures
 from utils import topology
@@ -114,6 +115,49 @@ def test_foreign_model_keeps_its_scores(foreign, name, suffix):
     assert not any(isinstance(layer, keras.Model) for layer in examined.network.layers)
     assert examined.labels == scores.shape[1] and examined.shape == x.shape[1:] and examined.name == name
     assert all(layer.trainable for layer in examined.network.layers)
+
+
+def mobile_net(channels):
+    return keras.applications.MobileNetV2((32, 32, channels), alpha=0.35, weights=None, classes=5)
+
+
+def small_resnet(channels):
+    """Keras' own builder of its ResNets, with two stages of two narrow blocks."""
+    def stages(x):
+        x = resnet.stack_residual_blocks_v1(x, 4, 2, stride1=1, name="conv2")
+        return resnet.stack_residual_blocks_v1(x, 8, 2, name="conv3")
+    return resnet.ResNet(stages, False, True, weights=None, input_shape=(32, 32, channels), classes=5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("build, suffix, blocks, feature_map", [
+    (mobile_net, ".h5", [{"block_16_project", "block_16_project_BN"}, {"Conv_1", "Conv_1_bn"}, {"predictions"}],
+     "block_13_expand_relu"),       # the later ones see 1×1 of an image this small
+    (small_resnet, ".keras",
+     [{f"conv3_block1_{number}_{kind}" for number in range(4) for kind in ("conv", "bn")},
+      {f"conv3_block2_{number}_{kind}" for number in range(1, 4) for kind in ("conv", "bn")}, {"predictions"}],
+     "conv3_block2_out")])
+def test_networks_of_keras_applications(build, suffix, blocks, feature_map, channels, tmp_path):
+    keras.utils.set_random_seed(0)
+    network = build(channels)
+    for layer in network.layers:            # one step gives the normalizations statistics, and the scores some life
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    network(images(network, 16), training=True)
+    network.save(tmp_path / f"app{suffix}")
+    examined = load_examined(tmp_path / f"app{suffix}", DATASETS["custom"], input_range=[-1, 1])
+    x = images(network, 5)
+    scores = network(x).numpy()
+    assert np.ptp(scores, axis=0).max() > 0.01
+    assert np.allclose(ops.softmax(examined.network(x)), scores, atol=1e-6)
+    assert [set(block) for block in examined.blocks] == blocks and examined.feature_map == feature_map
+    assert examined.shape == (32, 32, channels) and examined.labels == 5
+
+
+def test_four_channels_are_refused(tmp_path):
+    small_resnet(4).save(tmp_path / "four.keras")
+    with pytest.raises(UserError, match="takes 4 channels: only networks for 1 .grey. or 3 .RGB. channels"):
+        load_examined(tmp_path / "four.keras", DATASETS["custom"], input_range=[-1, 1])
 
 
 def test_fingerprint_is_of_graph_and_weights_alone(foreign, tmp_path):
