@@ -14,7 +14,7 @@ from models import architectures
 from tests.test_examined_model import keras2_file, keras2_layer, randomize
 from tests.test_pipeline import FEATURE, PATCH, call
 from tests.test_published_checkpoint import published, write
-from utils.config import UserError
+from utils.config import UserError, run
 from utils.datasets import DATASETS
 from utils.examined_model import load_examined
 
@@ -56,6 +56,16 @@ def scan(script, scene, results, **changes):
     """A stage on the tiny network in this process; every label counts as found, so that every stage has work."""
     call(script, scene, results, **{"DATASET": "custom", "MODELS": [str(scene / "tiny.keras")], "INPUT_RANGE": [0.0, 1.0],
                                     "RANDOM_THRESHOLD": 0.0, "LABELS_AT_ONCE": 2} | changes)
+
+
+def complaint(capsys, script, scene, results, **changes):
+    """The one line with which a stage ends, exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: scan(script, scene, results, **changes))
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    return said
 
 
 def verdict(folder, name="detection"):

@@ -5,10 +5,8 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import h5py
 import keras
@@ -132,23 +130,6 @@ def test_feature_space_of_one_channel_images_is_refused(tmp_path):
         file["x"], file["y"] = np.zeros((30, 28, 28, 1), np.uint8), np.arange(30) % 10
     with pytest.raises(UserError, match="one-channel images"):
         call("potential_triggers_reconstruction_feature_space", tmp_path, tmp_path, DATASET="mnist")
-
-
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(inputs, scanned, tmp_path):
-    arguments = [sys.executable, ROOT / "pnnir.py", "--dataset", "signs", "--models", inputs / "small.keras",
-                 "--clean-data", inputs / "clean.h5", "--results", tmp_path / "killed", "--batch", "8",
-                 "--phase1-steps", "2", "2", "2", "--phase2-steps", "3", "3", "3", "--allow-low-accuracy"]
-    parts = tmp_path / "killed" / "signs" / "small" / "pnnir.parts"
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, cwd=ROOT)
-    deadline = time.time() + 120
-    while time.time() < deadline and len(list(parts.glob("[!.]*.h5"))) < 2 and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(list(parts.glob("[!.]*.h5"))) >= 2 and not (parts.parent / "pnnir.h5").exists()
-    call("pnnir", inputs, tmp_path / "killed")
-    with h5py.File(parts.parent / "pnnir.h5") as killed, h5py.File(scanned / "signs/small/pnnir.h5") as whole:
-        assert killed.attrs["fingerprint"] == whole.attrs["fingerprint"]
 
 
 @pytest.mark.parametrize("arguments, said", [
