@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from utils.clean_data import Sampler, images_of_others
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruct
+from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruction
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
@@ -37,7 +37,8 @@ def test_labels_together_give_what_one_at_a_time_gives(scene, kind, change):
     sampler = Sampler(labels, LABELS)
 
     def found(targets):
-        return reconstruct(kind(targets, SHAPE, settings, 3), targets, attacked, control, images, sampler, settings, 3)
+        trigger = kind(targets, SHAPE, settings, 3)
+        return reconstruction(trigger, attacked, control, images, sampler, settings, 3)(targets)
 
     together = found(list(range(LABELS)))
     for target in range(LABELS):
@@ -70,7 +71,7 @@ def test_first_step_follows_the_gradient_of_the_stated_loss(scene):
     m += np.random.default_rng(0).uniform(-0.05, 0.05, m.shape)    # equal neighbours have no gradient of |p - q|
     start.m.assign(m[None, ..., None])
     before_pattern = start.pattern.numpy()[0]
-    reconstruct(start, [target], attacked, control, images, sampler, settings, 3)
+    reconstruction(start, attacked, control, images, sampler, settings, 3)([target])
     moved_m, moved = start.m.numpy()[0, ..., 0] - m, start.pattern.numpy()[0] - before_pattern
     for y, x in ((0, 0), (3, 4), (7, 7)):
         for change, moved_by in ((lambda h: loss(_nudged(m, (y, x), h), pattern), moved_m[y, x]),

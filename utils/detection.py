@@ -11,7 +11,6 @@ import json
 import numpy as np
 
 from utils import transfer
-from utils.clean_data import images_of_others
 from utils.config import UserError
 from utils.files import replacing
 from utils.tuning import SUBSETS
@@ -48,15 +47,12 @@ def measure_transfers(examination, tuned, triggers):
     tuned: arrays of pnnir.h5; triggers: arrays with `mask` and `pattern`, or `matrix`. Labels whose pattern is random
     are not measured (nan).
     """
-    clean, settings = examination.clean, examination.settings
-    labels = range(examination.examined.labels)
-    measured = images_of_others(clean.y_measure, labels, settings.measured_images, examination.seed)
-    tested = [label for label in labels if triggers["asr"][label] >= settings.random_threshold]
-    transfers = np.full((len(labels), len(HELD_OUT)), np.nan, np.float32)
+    x, measured = examination.clean.x_measure, examination.measured
+    tested = np.flatnonzero(triggers["asr"] >= examination.settings.random_threshold)
+    transfers = np.full((len(triggers["asr"]), len(HELD_OUT)), np.nan, np.float32)
     for column, model in enumerate(examination.tuned_models(tuned, HELD_OUT)):
-        for label in tested:
-            transfers[label, column], _ = transfer.measure(model, clean.x_measure[measured[label]],
-                                                           transfer.trigger_of(triggers, label), label)
+        transfers[tested, column], _ = transfer.measure(model, x, measured[tested], transfer.trigger_of(triggers, tested),
+                                                        tested)
         examination.say(f"measured {len(tested)} triggers on tuned model {HELD_OUT[column]}")
     return transfers
 
@@ -67,7 +63,7 @@ def report(examination, stage, found, transfers, threshold, masks=None):
     swapped = {int(label): float(cost) for label, cost in zip(found.get("swapped", {}).get("label", ()),
                                                               found.get("swapped", {}).get("cost", ()))}
     labels = {}
-    for label, (asr, collapse) in enumerate(zip(found["asr"], found["collapse"])):
+    for label, asr in enumerate(found["asr"]):
         cost = {"cost": round(float(found["cost"][label]), 6), "swapped_cost": round(swapped[label], 6)} \
             if label in swapped else {}
         row = {"asr": round(float(asr), 6)}
@@ -79,8 +75,8 @@ def report(examination, stage, found, transfers, threshold, masks=None):
         if settings.role_swap and masks is not None and asr >= settings.random_threshold and not cost:
             raise UserError(f"label {label} has no swapped reconstruction: run potential_triggers_reconstruction.py again "
                             "with --overwrite and this RANDOM_THRESHOLD")
-        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost,
-                                                            collapse=0.0 if masks is not None else collapse)}
+        collapse = {"collapse": found["collapse"][label]} if masks is None else {}
+        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost, **collapse)}
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),

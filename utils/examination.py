@@ -1,5 +1,6 @@
 """What every stage starts from: the examined model, the clean data, the settings, and where its artifacts go."""
 
+import functools
 import pathlib
 import time
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from utils import artifacts, transfer
-from utils.clean_data import CleanData, load_clean_data
+from utils.clean_data import CleanData, images_of_others, load_clean_data
 from utils.config import UserError
 from utils.datasets import Dataset, Settings, dataset
 from utils.examined_model import ExaminedModel, load_examined
@@ -44,6 +45,11 @@ class Examination:
         return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
                 "input_scaling": self.input_scaling}
 
+    @functools.cached_property
+    def measured(self):
+        """For each label the indices in `clean.x_measure` of the images of other labels that an ASR is measured on, L×n."""
+        return images_of_others(self.clean.y_measure, range(self.examined.labels), self.settings.measured_images, self.seed)
+
     def stage(self, name, fields, **inputs):
         """The `artifacts.Stage` called `name`; it depends on `fields` of the settings and on `inputs`."""
         return artifacts.Stage(self.folder, name, self.inputs | {key: getattr(self.settings, key) for key in fields}
@@ -78,7 +84,7 @@ def examinations(constants):
     """Yield an `Examination` for each of MODELS. constants: the calling script's `globals()`."""
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.experimental.enable_op_determinism()
+        tf.config.experimental.enable_op_determinism()      # on processors results repeat without, and a tenth cheaper
     row = dataset(constants["DATASET"])
     settings = row[constants["SETTINGS"]]
     check_constants(constants)

@@ -4,12 +4,14 @@ Each label's mask and pattern, or colour matrix, is optimized against its own im
 do not mix and Adam is elementwise, so the result is what one label at a time would give.
 """
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from utils import transfer, triggers
-from utils.clean_data import Sampler, images_of_others
+from utils.clean_data import Sampler
 
 
 class PatchTrigger:
@@ -17,14 +19,18 @@ class PatchTrigger:
 
     def __init__(self, targets, shape, settings, seed):
         height, width, channels = shape
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         self.price = settings.pixel_price * 1024 / (height * width)
-        start = np.stack([np.random.default_rng([seed, target]).uniform(size=(height, width, channels))
-                          for target in targets])
-        self.m = tf.Variable(tf.fill((len(targets), height, width, 1), settings.mask_start), name="m")
-        self.pattern = tf.Variable(start.astype(np.float32), name="pattern")
+        self.m = tf.Variable(tf.zeros((len(targets), height, width, 1)), name="m")
+        self.pattern = tf.Variable(tf.zeros((len(targets), height, width, channels)), name="pattern")
         self.variables = [self.m, self.pattern]
         self.rate, self.steps = settings.trigger_rate, settings.steps
+        self.start(targets)
+
+    def start(self, targets):
+        """Back to the first step, for as many targets as before."""
+        self.m.assign(tf.fill(self.m.shape, self.settings.mask_start))
+        self.pattern.assign(_uniform(self.seed, targets, self.pattern.shape[1:]))
 
     def mask(self):
         return triggers.mask_from(self.m, self.settings.mask_gain, self.settings.mask_centre)
@@ -54,10 +60,15 @@ class ColourTrigger:
     """A 3×3 colour matrix for every target of a chunk, not negative, its rows held to a sum of at most 1."""
 
     def __init__(self, targets, shape, settings, seed):
-        start = np.stack([np.random.default_rng([seed, target]).uniform(size=(3, 3)) for target in targets])
-        self.matrix = tf.Variable(start.astype(np.float32), name="matrix")
+        self.seed = seed
+        self.matrix = tf.Variable(tf.zeros((len(targets), 3, 3)), name="matrix")
         self.variables = [self.matrix]
         self.rate, self.steps = settings.filter_rate, settings.filter_steps
+        self.start(targets)
+
+    def start(self, targets):
+        """Back to the first step, for as many targets as before."""
+        self.matrix.assign(_uniform(self.seed, targets, (3, 3)))
         self.confine()
 
     def attach(self, images):
@@ -78,26 +89,32 @@ class ColourTrigger:
         return {"matrix": self.matrix.numpy()}
 
 
-def reconstruct(trigger, targets, attacked, control, images, sampler, settings, seed,
-                progress=lambda step: None):
-    """Make `trigger` effective on the attacked model and not on the control (paper, eq. of L_attack + L_clean).
+def _uniform(seed, targets, shape):
+    """A start in [0, 1) for each target, which depends on the target alone."""
+    return np.stack([np.random.default_rng([seed, target]).uniform(size=shape) for target in targets]).astype(np.float32)
 
-    attacked, control: functions from images N×H×W×C in [0, 1] to logits. images: uint8 clean images;
-    sampler: `utils.clean_data.Sampler` over their labels. The optimizer is fresh for every chunk of targets: with
-    moments left by other labels a mask that starts where tanh is flat hardly moves (the release's fault).
+
+def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
+    """A function (targets, progress) that makes `trigger` effective on the attacked model and not on the control.
+
+    The objective is the paper's L_attack + L_clean and the trigger's own terms. attacked, control: functions from images
+    N×H×W×C in [0, 1] to logits. images: uint8 clean images; sampler: `utils.clean_data.Sampler` over their labels. It
+    is compiled at the first call; a later one takes as many targets, after `trigger.start`. The optimizer is fresh at
+    each call: with moments left by other labels a mask that starts where tanh is flat hardly moves (the release's
+    fault).
     """
-    targets = tf.constant(targets, tf.int32)
     count, steps = settings.images_per_label, trigger.steps
     optimizer = keras.optimizers.Adam(trigger.rate)
     optimizer.build(trigger.variables)
-    labels = tf.repeat(targets[:, None], count, axis=1)
+    fresh = [variable.numpy() for variable in optimizer.variables]
 
     def both(x):
         flat = tf.reshape(x, (-1, *images.shape[1:]))
-        return [tf.reshape(model(flat), (targets.shape[0], count, -1)) for model in (attacked, control)]
+        return [tf.reshape(model(flat), (x.shape[0], count, -1)) for model in (attacked, control)]
 
     @tf.function
-    def run(first, last):
+    def run(targets, first, last):
+        labels = tf.repeat(targets[:, None], count, axis=1)
         for step in tf.range(first, last):
             chosen = tf.gather(images, sampler.of_others(step, targets, count, seed))
             with tf.GradientTape() as tape:
@@ -109,40 +126,51 @@ def reconstruct(trigger, targets, attacked, control, images, sampler, settings, 
             optimizer.apply(gradients, trigger.variables)
             trigger.confine()
 
-    stride = max(1, steps // 10)
-    for first in range(0, steps, stride):
-        last = min(first + stride, steps)
-        run(tf.constant(first), tf.constant(last))
-        progress(last)
-    return trigger.arrays()
+    def optimize(targets, progress=lambda step: None):
+        for variable, value in zip(optimizer.variables, fresh, strict=True):
+            variable.assign(value)
+        stride = max(1, steps // 10)
+        for first in range(0, steps, stride):
+            last = min(first + stride, steps)
+            run(tf.constant(targets, tf.int32), tf.constant(first), tf.constant(last))
+            progress(last)
+        return trigger.arrays()
+    return optimize
 
 
 def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_at_once=None, role="examined"):
     """Reconstruct a trigger for each of `labels`, in chunks kept as parts of `stage`, and measure what it costs.
 
     kind: PatchTrigger or ColourTrigger. Returns arrays with one row for each of `labels`: `label`, the trigger's own,
-    `asr` and `entropy` (mean cross-entropy) on the attacked model, `collapse` on the control model, and `cost` (entropy
-    plus the price of the mask).
+    `asr` and `entropy` (mean cross-entropy) on the attacked model, `cost` (entropy plus the price of the mask), and of
+    colour triggers `collapse` on the control model.
     """
     examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
+    labels = list(map(int, labels))
     chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
-    sampler = Sampler(clean.y_tune, examined.labels)
-    images = tf.constant(clean.x_tune)
-    measured = images_of_others(clean.y_measure, range(examined.labels), settings.measured_images, seed)
+    chunks = np.array_split(labels, -(-len(labels) // chunk)) if labels else []
+
+    @functools.cache
+    def compiled():
+        """One trigger and one compiled optimization for all chunks, which are of one size or one label less."""
+        trigger = kind(chunks[0], examined.shape, settings, seed)
+        return trigger, reconstruction(trigger, attacked, control, tf.constant(clean.x_tune),
+                                       Sampler(clean.y_tune, examined.labels), settings, seed)
 
     def make(targets):
-        trigger = kind(targets, examined.shape, settings, seed)
-        arrays = reconstruct(trigger, targets, attacked, control, images, sampler, settings, seed,
-                             lambda step: examination.say(f"{len(targets)} labels from {targets[0]}, effective on the "
-                                                          f"{role} model: step {step} of {trigger.steps}"))
-        rows = [transfer.measure(attacked, clean.x_measure[measured[target]], transfer.trigger_of(arrays, row), target)
-                for row, target in enumerate(targets)]
-        arrays["asr"], arrays["entropy"] = np.array(rows, np.float32).T
-        arrays["collapse"] = np.array([transfer.collapse(control, clean.x_measure[measured[target]],
-                                                         transfer.trigger_of(arrays, row))
-                                       for row, target in enumerate(targets)], np.float32)
-        return arrays | {"label": np.array(targets), "cost": arrays["entropy"] + trigger.price_paid().numpy()}
+        trigger, optimize = compiled()
+        padded = np.pad(targets, (0, len(chunks[0]) - len(targets)), "edge")
+        trigger.start(padded)
+        arrays = optimize(padded, lambda step: examination.say(
+            f"{len(targets)} labels from {targets[0]}, effective on the {role} model: step {step} of {trigger.steps}"))
+        arrays = {name: array[:len(targets)] for name, array in arrays.items()}
+        chosen = examination.measured[targets]
+        asr, entropy = transfer.measure(attacked, clean.x_measure, chosen, arrays, targets)
+        cost = entropy + trigger.price_paid().numpy()[:len(targets)]
+        measured = {"label": targets, "asr": asr, "entropy": entropy, "cost": cost}
+        if kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
+            measured["collapse"] = transfer.collapse(control, clean.x_measure, chosen, arrays)
+        return arrays | measured
 
-    parts = [stage.part(f"{role}-{targets[0]}", lambda: make(targets))
-             for targets in (list(map(int, labels[first:first + chunk])) for first in range(0, len(labels), chunk))]
+    parts = [stage.part(f"{role}-{targets[0]}-{targets[-1]}", lambda: make(targets)) for targets in chunks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -5,16 +5,21 @@ import tensorflow as tf
 
 from utils import triggers
 
-BATCH = 256              # images a forward pass
+PIXELS = 256 * 1024      # a forward pass, whatever the images' size: 256 images of 32×32
 
 
 def logits_of(model, images):
     """Logits N×C of uint8 or float32 [0, 1] images N×H×W×C, in batches. model: function from [0, 1] images."""
-    rows = []
-    for start in range(0, len(images), BATCH):
-        batch = tf.convert_to_tensor(images[start:start + BATCH])
+    rows, size = [], batch_size(images.shape)
+    for start in range(0, len(images), size):
+        batch = tf.convert_to_tensor(images[start:start + size])
         rows.append(model(tf.cast(batch, tf.float32) / 255.0 if batch.dtype == tf.uint8 else batch).numpy())
     return np.concatenate(rows)
+
+
+def batch_size(shape):
+    """How many images of a shape …×H×W×C a forward pass takes."""
+    return max(1, PIXELS // (shape[-3] * shape[-2]))
 
 
 def accuracy(model, images, labels):
@@ -32,19 +37,36 @@ def attach(images, trigger):
     return triggers.attach(images, tf.constant(trigger["mask"])[..., None], tf.constant(trigger["pattern"]))
 
 
-def measure(model, images, trigger, target):
-    """ASR in [0, 1] and mean cross-entropy of `trigger` towards `target` on uint8 images of other labels."""
-    logits = logits_of(model, attach(images, trigger).numpy())
-    entropy = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[:, target]
-    return float((logits.argmax(axis=1) == target).mean()), float(entropy.mean())
+def attached_logits(model, images, chosen, arrays):
+    """Yield the logits n×C of each label's images with its trigger attached, as many labels a forward pass as fit.
+
+    images: uint8 N×H×W×C; chosen: L×n indices of each label's images; arrays: `mask` L×H×W and `pattern` L×H×W×C, or
+    `matrix` L×3×3.
+    """
+    together = max(1, batch_size(images.shape) // chosen.shape[1])
+    for start in range(0, len(chosen), together):
+        rows = slice(start, start + together)
+        some = {name: array[rows] if name == "matrix" else array[rows, None] for name, array in arrays.items()}
+        attached = attach(images[chosen[rows]], some)
+        logits = logits_of(model, tf.reshape(attached, (-1, *attached.shape[2:])))
+        yield from logits.reshape(-1, chosen.shape[1], logits.shape[-1])
 
 
-def collapse(model, images, trigger):
-    """Share of uint8 images that the model gives one and the same label once the trigger is attached."""
-    found = logits_of(model, attach(images, trigger).numpy()).argmax(axis=1)
-    return float(np.bincount(found).max() / len(found))
+def measure(model, images, chosen, arrays, targets):
+    """ASR in [0, 1] and mean cross-entropy towards each of `targets`, float32 L each; the rest as `attached_logits`."""
+    rows = []
+    for logits, target in zip(attached_logits(model, images, chosen, arrays), targets, strict=True):
+        entropy = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[:, target]
+        rows.append(((logits.argmax(axis=1) == target).mean(), entropy.mean()))
+    return np.array(rows, np.float32).reshape(-1, 2).T
+
+
+def collapse(model, images, chosen, arrays):
+    """Share of each label's images that the model gives one and the same label once the trigger is attached, L."""
+    return np.array([np.bincount(logits.argmax(axis=1)).max() / len(logits)
+                     for logits in attached_logits(model, images, chosen, arrays)], np.float32)
 
 
 def trigger_of(arrays, row):
-    """One label's trigger out of a stage's arrays."""
+    """One label's trigger out of a stage's arrays; for `row` a list or slice, those of several."""
     return {name: arrays[name][row] for name in ("mask", "pattern", "matrix") if name in arrays}
