@@ -6,26 +6,26 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer
-from utils.clean_data import images_of_others
 
-MAPPED = 50              # images a Grad-CAM batch
 THRESHOLDS = np.arange(100, -1, -1) / 100
+STEERING = 8             # images on either side of the one that decides, on which the search is steered
+LOOK_ABOVE = 2           # larger thresholds, next to the one found, that are seen not to keep the ASR
 
 
 def grad_cam(network, feature_map):
-    """A compiled function (inputs N×H×W×C, target) → heat maps N×h×w, each with a maximum of 1.
+    """A compiled function (inputs N×H×W×C, target) → heat maps N×h×w, each with a maximum of 1, and logits N×C.
 
     feature_map: name of the layer whose output a_k is weighed.
     """
     joint = keras.Model(network.inputs, [network.get_layer(feature_map).output, network.output])
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def heat(inputs, target):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             features, logits = joint(inputs, training=False)
             score = tf.gather(logits, target, axis=1)
-        return maps_from(features, tape.gradient(score, features))
+        return maps_from(features, tape.gradient(score, features)), logits
     return heat
 
 
@@ -42,41 +42,64 @@ def maps_from(features, gradient):
 
 
 def heat_map(heat, preprocess, images, trigger, target):
-    """Mean heat map, H×W in [0, 1], of uint8 images with the trigger attached. heat: from `grad_cam`."""
+    """Mean heat map, H×W in [0, 1], of uint8 images with the trigger attached, and their logits N×C.
+
+    heat: from `grad_cam`. The mean is taken before the maps are resized, which is linear.
+    """
     attached = transfer.attach(images, trigger)
-    height, width = attached.shape[1:3]
-    maps = [heat(preprocess(attached[start:start + MAPPED]), tf.constant(target)).numpy()
-            for start in range(0, len(attached), MAPPED)]
-    resized = [cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in np.concatenate(maps)]
-    mean = np.mean(resized, axis=0)
-    return (mean / max(mean.max(), 1e-12)).astype(np.float32)
+    size = transfer.batch_size(attached.shape)
+    found = [heat(preprocess(attached[start:start + size]), tf.constant(target))
+             for start in range(0, len(attached), size)]
+    maps, logits = (np.concatenate(part) for part in zip(*found))
+    mean = cv2.resize(maps.mean(axis=0), attached.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
+    return mean / max(mean.max(), 1e-12), logits
 
 
-def preserve(model, images, trigger, target, heat, kept_asr):
+def preserve(model, images, trigger, target, heat, kept_asr, logits):
     """The largest threshold at which the mask where heat ≥ threshold keeps `kept_asr` of the trigger's ASR.
 
-    images: uint8, of other labels. Returns (threshold, preserved mask H×W). A threshold is given up as soon as the
-    images seen so far rule it out: the answer is that of measuring all of them.
+    images: uint8 N×H×W×C, of other labels; logits: N×C, the model's for them with the whole trigger attached. Returns
+    (threshold, preserved mask H×W). Bisection on a few images, those near the one that decides, proposes a threshold;
+    whether it keeps the ASR is then counted on all images, as far as that is open. So it is for the threshold found
+    and for the LOOK_ABOVE larger ones, which do not keep it. Going down from 1 finds the same, unless a much smaller
+    mask keeps the ASR and a mask in between does not.
     """
-    full, _ = transfer.measure(model, images, trigger, target)
-    needed = kept_asr * full * len(images) - 1e-6
-    tried = None
-    for threshold in THRESHOLDS:
-        kept = heat >= threshold
-        if tried is not None and (kept == tried).all():
-            continue                              # the same mask as at the threshold before, which failed
-        tried = kept
-        candidate = trigger | {"mask": trigger["mask"] * kept}
-        hits, seen = 0, 0
-        for size in (16, 48, 136, len(images)):   # few images rule out most thresholds
-            part = images[seen:seen + size]
-            hits += round(transfer.measure(model, part, candidate, target)[0] * len(part)) if len(part) else 0
-            seen += len(part)
-            if hits + len(images) - seen < needed:
-                break
-        else:
-            return float(threshold), candidate["mask"]
-    return 0.0, trigger["mask"]
+    margin = logits[:, target] - np.delete(logits, target, axis=1).max(axis=1)
+    allowed = int(len(images) - kept_asr * (logits.argmax(axis=1) == target).sum() + 1e-6)      # images lost
+    # Masks grow as the threshold falls, so those with as many pixels are the same: the largest threshold stands for them.
+    _, places = np.unique([(heat >= threshold).sum() for threshold in THRESHOLDS], return_index=True)
+
+    def lost(place, rows):
+        attached = transfer.attach(images[rows], trigger | {"mask": trigger["mask"] * (heat >= THRESHOLDS[places[place]])})
+        found = transfer.logits_of(model, attached)
+        margin[rows] = found[:, target] - np.delete(found, target, axis=1).max(axis=1)
+        return int((found.argmax(axis=1) != target).sum())
+
+    def keeps(place):
+        order, few, total = np.argsort(margin, kind="stable"), (allowed + 1) * 5 // 4, 0
+        for rows in (order[:few], order[few:2 * few], order[2 * few:]):    # those the target is lost on come first
+            total += lost(place, rows) if len(rows) else 0
+            if total > allowed:
+                return False
+        return True
+
+    def propose(low, high):
+        order, first = np.argsort(margin, kind="stable"), max(0, allowed - STEERING)
+        rows, before = order[first:allowed + STEERING], margin.copy()
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if first + lost(middle, rows) <= allowed else (middle, high)
+        margin[:] = before
+        return high
+
+    low, high = -1, len(places) - 1                    # the nearest masks known to lose and to keep the ASR
+    while high - low > 1:
+        place = min(propose(low, high), high - 1)
+        low, high = (low, place) if keeps(place) else (place, high)
+    for place in range(low - 1, max(-1, low - LOOK_ABOVE), -1):
+        high = place if keeps(place) else high
+    threshold = THRESHOLDS[places[high]]
+    return float(threshold), trigger["mask"] * (heat >= threshold)
 
 
 def preserve_all(examination, found, stage):
@@ -86,12 +109,11 @@ def preserve_all(examination, found, stage):
     """
     examined, clean, settings = examination.examined, examination.clean, examination.settings
     heat_of = grad_cam(examined.network, examined.feature_map)
-    measured = images_of_others(clean.y_measure, range(examined.labels), settings.measured_images, examination.seed)
 
     def make(target):
-        trigger, images = transfer.trigger_of(found, target), clean.x_measure[measured[target]]
-        heat = heat_map(heat_of, examined.preprocess, images, trigger, target)
-        threshold, mask = preserve(examination.model, images, trigger, target, heat, settings.kept_asr)
+        trigger, images = transfer.trigger_of(found, target), clean.x_measure[examination.measured[target]]
+        heat, logits = heat_map(heat_of, examined.preprocess, images, trigger, target)
+        threshold, mask = preserve(examination.model, images, trigger, target, heat, settings.kept_asr, logits)
         examination.say(f"label {target}: preserved {mask.sum() / trigger['mask'].sum():.0%} of the mask "
                         f"(heat from {threshold:.2f} up)")
         return {"mask": mask, "heat": heat, "threshold": np.float32(threshold)}
