@@ -61,6 +61,30 @@ def test_cached_features_give_what_training_through_the_whole_network_gives(scen
     assert changed(before, found[0]) == {"conv2", "norm2", "class"}
 
 
+def test_features_are_computed_once_for_all_blocks_behind_the_same_frontier(scene, monkeypatch):
+    examined, clean = scene
+    network, before, found = examined.network, weights_of(examined.network), []
+
+    def tuned(tuner, names):
+        for weight in network.weights:
+            weight.assign(before[weight.path])
+        tuner.tune([network.get_layer(name) for name in names], 1, seed=1)
+        return weights_of(network)
+
+    shared, subsets = tuning.Tuner(examined, clean, settings(3, 2)), (("conv2", "norm2"), ("full",), ("conv2", "class"))
+    for names in subsets:
+        found.append(tuned(shared, names))
+    assert len(shared.kept) == 2                             # what conv2 reads, and what full reads
+    monkeypatch.setattr(tuning, "CACHED_BYTES", 30 * 4 * 6 * 6 * 4)      # room for one of them
+    small = tuning.Tuner(examined, clean, settings(3, 2))
+    for names, together in zip(subsets, found):
+        alone, evicted = tuned(tuning.Tuner(examined, clean, settings(3, 2)), names), tuned(small, names)
+        assert len(small.kept) == 1
+        for path in before:
+            np.testing.assert_array_equal(together[path], alone[path])
+            np.testing.assert_array_equal(together[path], evicted[path])
+
+
 def test_a_tuned_model_does_not_depend_on_those_made_before_it(scene):
     examined, clean = scene
     before, found = weights_of(examined.network), []

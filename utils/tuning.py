@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from utils import transfer
 from utils.clean_data import Sampler
 from utils.topology import split
 
@@ -22,21 +23,22 @@ class Tuner:
     def __init__(self, examined, clean, settings):
         self.examined, self.settings, self.labels = examined, settings, clean.y_tune
         self.images = tf.constant(clean.x_tune)
-        self.whole = None
+        self.whole, self.kept = None, {}
 
     def tune(self, layers, count, seed, progress=lambda *_: None):
         """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
 
+        At each call the network holds the examined model's weights: what its frozen part gives is kept between calls.
         progress(phase, step, steps, loss) is called every CHECK steps.
         """
         network, settings = self.examined.network, self.settings
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(network, seed)
         front, head = split(network, layers)
-        per_image = sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
-        if per_image * len(self.labels) <= CACHED_BYTES:
+        size = len(self.labels) * sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
+        if size <= CACHED_BYTES:
             # Without augmentation: what the frozen part sees must be the same at every step to be kept.
-            phase1 = Trainer(head, layers, lambda batch, *_: batch, self._features(front), self.labels, settings)
+            phase1 = Trainer(head, layers, lambda batch, *_: batch, self._features(front, size), self.labels, settings)
         else:
             phase1 = Trainer(network, layers, self._scaled, [self.images], self.labels, settings)
         phase1.train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
@@ -53,13 +55,20 @@ class Tuner:
     def _augmented(self, batch, step, seed):
         return self._scaled(shift_and_flip(batch, seed, step))
 
-    def _features(self, front):
-        """Outputs of the frozen part for all images: a list of tensors."""
-        @tf.function(reduce_retracing=True)
-        def outputs(images):
-            return tf.nest.flatten(front(self._scaled(images), training=False))
-        rows = [outputs(self.images[start:start + 256]) for start in range(0, len(self.labels), 256)]
-        return [tf.concat(part, axis=0) for part in zip(*rows)]
+    def _features(self, front, size):
+        """Outputs of the frozen part for all images, a list of tensors of `size` bytes; one for all with this frontier."""
+        frontier = tuple(map(id, front.outputs))
+        if frontier not in self.kept:
+            if size + sum(other for other, _ in self.kept.values()) > CACHED_BYTES:
+                self.kept.clear()
+
+            @tf.function(reduce_retracing=True)
+            def outputs(images):
+                return tf.nest.flatten(front(self._scaled(images), training=False))
+            step = transfer.batch_size(self.images.shape)
+            rows = [outputs(self.images[start:start + step]) for start in range(0, len(self.labels), step)]
+            self.kept[frontier] = size, [tf.concat(part, axis=0) for part in zip(*rows)]
+        return self.kept[frontier][1]
 
 
 def reinitialise(layers, bound, seed):
