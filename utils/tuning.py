@@ -1,5 +1,7 @@
 """PNNIR: partial neural network initialization and retraining (paper IV-B)."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,7 +25,7 @@ class Tuner:
     def __init__(self, examined, clean, settings):
         self.examined, self.settings, self.labels = examined, settings, clean.y_tune
         self.images = tf.constant(clean.x_tune)
-        self.whole, self.kept = None, {}
+        self.kept = {}
 
     def tune(self, layers, count, seed, progress=lambda *_: None):
         """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
@@ -31,23 +33,28 @@ class Tuner:
         At each call the network holds the examined model's weights: what its frozen part gives is kept between calls.
         progress(phase, step, steps, loss) is called every CHECK steps.
         """
-        network, settings = self.examined.network, self.settings
+        settings = self.settings
         reinitialise(layers, settings.init_bound, seed)
-        reset_random_layers(network, seed)
-        front, head = split(network, layers)
+        reset_random_layers(self.examined.network, seed)
+        self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
+        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, settings.phase2_stop == "stable",
+                          progress=lambda *at: progress(2, *at))
+
+    def phase1(self, layers):
+        """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept."""
+        front, head = split(self.examined.network, layers)
         size = len(self.labels) * sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
-        if size <= CACHED_BYTES:
-            # Without augmentation: what the frozen part sees must be the same at every step to be kept.
-            phase1 = Trainer(head, layers, lambda batch, *_: batch, self._features(front, size), self.labels, settings)
-        else:
-            phase1 = Trainer(network, layers, self._scaled, [self.images], self.labels, settings)
-        phase1.train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        if self.whole is None:      # compiled once for all tuned models
-            everything = [layer for layer in network.layers if layer.weights]
-            self.whole = Trainer(network, everything, self._augmented if settings.augment else self._scaled,
-                                 [self.images], self.labels, settings)
-        self.whole.train(settings.phase2_steps[count - 1], seed + 1, settings.phase2_stop == "stable",
-                         progress=lambda *at: progress(2, *at))
+        if size > CACHED_BYTES:
+            return Trainer(self.examined.network, layers, self._scaled, [self.images], self.labels, self.settings)
+        # Without augmentation: what the frozen part sees must be the same at every step to be kept.
+        return Trainer(head, layers, lambda batch, *_: batch, self._features(front, size), self.labels, self.settings)
+
+    @functools.cached_property
+    def phase2(self):
+        """The `Trainer` of the whole network, compiled once for all tuned models."""
+        everything = [layer for layer in self.examined.network.layers if layer.weights]
+        return Trainer(self.examined.network, everything, self._augmented if self.settings.augment else self._scaled,
+                       [self.images], self.labels, self.settings)
 
     def _scaled(self, batch, *_):
         return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
