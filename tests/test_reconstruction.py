@@ -1,15 +1,17 @@
 """Reconstruction: labels together are labels one at a time, and the objective is the paper's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from utils import transfer
 from utils.clean_data import Sampler, images_of_others
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruction
+from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruct_all, reconstruction
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
@@ -46,6 +48,58 @@ def test_labels_together_give_what_one_at_a_time_gives(scene, kind, change):
         for name in together:
             # Adam magnifies rounding where gradients are small.
             np.testing.assert_allclose(together[name][target], alone[name][0], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [PatchTrigger, ColourTrigger])
+def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, kind):
+    _, control, images, labels = scene
+    network, traced, parts = small_network(1), [], []
+
+    def attacked(x):
+        traced.append(x) if not tf.executing_eagerly() else None
+        return network(x)
+
+    clean = SimpleNamespace(x_tune=images.numpy(), y_tune=labels, x_measure=images.numpy())
+    examination = SimpleNamespace(
+        examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+        settings=replace(Settings(), steps=6, filter_steps=6, mask_start=0.4, pixel_price=0.04),
+        measured=images_of_others(labels, range(LABELS), 20, 3))
+    stage = SimpleNamespace(part=lambda key, compute: parts.append(key) or compute())
+    found, compilations = [], []
+    for chunk in (4, 2, 3, 1):
+        traced.clear()
+        found.append(reconstruct_all(kind, examination, attacked, control, stage, [0, 2, 3], chunk))
+        compilations.append(len(traced))
+    assert parts == ["examined-0-3", "examined-0-2", "examined-3-3", "examined-0-3", "examined-0-0", "examined-2-2",
+                     "examined-3-3"]
+    assert compilations == compilations[:1] * 4
+    assert ("collapse" in found[0]) == (kind is ColourTrigger)
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, array in found[0].items():
+            # Adam magnifies rounding where gradients are small.
+            np.testing.assert_allclose(other[name], array, atol=5e-2 if name in ("asr", "collapse") else 5e-3)
+    np.testing.assert_array_equal(found[1]["label"], [0, 2, 3])
+
+
+def test_measuring_labels_together_is_measuring_them_one_by_one(scene, monkeypatch):
+    model, _, images, labels = scene
+    random, images = np.random.default_rng(0), images.numpy()
+    arrays = {"mask": random.uniform(size=(3, 8, 8)).astype(np.float32),
+              "pattern": random.uniform(size=(3, *SHAPE)).astype(np.float32)}
+    chosen, targets = images_of_others(labels, range(LABELS), 11, 0)[1:], [1, 2, 3]
+    expected, one_label = [], []
+    for row, target in enumerate(targets):
+        attached = transfer.attach(images[chosen[row]], transfer.trigger_of(arrays, row))
+        logits = model(attached).numpy()
+        entropy = keras.losses.sparse_categorical_crossentropy(np.full(11, target), logits, from_logits=True)
+        expected.append([np.mean(logits.argmax(1) == target), np.mean(entropy)])
+        one_label.append(np.bincount(logits.argmax(1)).max() / 11)
+    for images_at_once in (4, 25, 100):
+        monkeypatch.setattr(transfer, "PIXELS", images_at_once * 64)
+        measured = np.transpose(transfer.measure(model, images, chosen, arrays, targets))
+        np.testing.assert_allclose(measured, expected, rtol=1e-5)
+        np.testing.assert_allclose(transfer.collapse(model, images, chosen, arrays), one_label)
 
 
 def test_first_step_follows_the_gradient_of_the_stated_loss(scene):
