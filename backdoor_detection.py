@@ -1,7 +1,7 @@
 """Stage 4, backdoor detection: which labels are infected, and is the examined model backdoored (paper IV-E)?
 
 Measures each preserved trigger's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label: random
-pattern, adversarial patch, or infected. The default setting decides by the role swap instead and reports the
+pattern, adversarial patch, or infected. The default setting decides by the controls' costs instead and reports the
 transfers. Reads pnnir.h5, potential_triggers.h5, preserved_triggers.h5; writes RESULTS/DATASET/MODEL/detection.json
 (and .h5, .png) and prints the same as a table.
 """
@@ -28,29 +28,30 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-SWAP_RATIO: float | None = None          # role swap: infected from this ratio of the two costs up
+CONTROL_RATIO: float | None = None       # infected where the controls cost this many times the label's own patch
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import measure_transfers, report
+from utils.detection import control_costs_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "role_swap", "swap_ratio")
+FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "control_ratio")
 
 
 def main():
     for examination in examinations(globals()):
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
-        found, _, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
+        found, made_with, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
         preserved, made_from, preserved_triggers = examination.read("preserved_triggers",
                                                                     "critical_features_preservation.py")
+        controls = control_costs_of(found, made_with, examination.settings)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:
             triggers = found | {"mask": preserved["mask"]}
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, triggers)
             verdict = report(examination, stage, found, transfers, examination.settings.transfer_threshold,
-                             preserved["mask"])
+                             preserved["mask"], controls)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(triggers, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

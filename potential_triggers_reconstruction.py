@@ -1,7 +1,7 @@
 """Stage 2, potential trigger reconstruction: a mask and a pattern for every label (paper IV-C).
 
 For each label, optimize a patch that sends images of other labels to it on the examined model and not on tuned model
-123. Under the default setting also with the two models' roles swapped, which is what the label's patch is judged
+123. Under the default setting also on pairs of models without the backdoor, the controls that the label's patch is judged
 against. Reads pnnir.h5; writes RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
 """
 
@@ -29,18 +29,18 @@ NOISE_WEIGHT: float | None = None        # β of L_noise
 CLEAN_MASS: float | None = None          # v of L_clean
 PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×32; larger images: the same for their share)
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
-RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no swapped reconstruction
+RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
+CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio of the costs could convict
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
-import numpy as np  # TensorFlow and all else loads after the flags were read
-
-from utils import pictures
+from utils import pictures  # TensorFlow loads after the flags were read
+from utils.controls import control_costs
 from utils.examination import examinations
-from utils.reconstruction import PatchTrigger, reconstruct_all
+from utils.reconstruction import PatchTrigger, Reconstructor
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
-          "clean_mass", "pixel_price", "price_ramp", "role_swap", "random_threshold", "measured_images")
+          "clean_mass", "pixel_price", "price_ramp", "random_threshold", "measured_images", "controls", "control_ratio")
 
 
 def main():
@@ -50,14 +50,11 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            control = next(examination.tuned_models(tuned, ["123"]))
-            arrays = reconstruct_all(PatchTrigger, examination, examination.model, control, stage,
-                                     range(examination.examined.labels), LABELS_AT_ONCE)
-            if examination.settings.role_swap:
-                # Labels whose pattern is no better than random are clean and need no control.
-                strong = np.flatnonzero(arrays["asr"] >= examination.settings.random_threshold)
-                arrays["swapped"] = reconstruct_all(PatchTrigger, examination, control, examination.model, stage,
-                                                    strong, LABELS_AT_ONCE, "tuned")
+            models = examination.models(tuned, ["examined/123"])
+            reconstruct = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
+            arrays = reconstruct(range(examination.examined.labels))
+            if examination.settings.controls:
+                arrays["controls"] = control_costs(examination, tuned, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

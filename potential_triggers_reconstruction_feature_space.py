@@ -32,7 +32,7 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.examination import examinations
-from utils.reconstruction import ColourTrigger, reconstruct_all
+from utils.reconstruction import ColourTrigger, Reconstructor
 
 FIELDS = ("filter_steps", "filter_rate", "images_per_label", "clean_mass", "measured_images")
 
@@ -45,9 +45,9 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            control = next(examination.tuned_models(tuned, ["123"]))
-            arrays = reconstruct_all(ColourTrigger, examination, examination.model, control, stage,
-                                     range(examination.examined.labels), LABELS_AT_ONCE)
+            models = examination.models(tuned, ["examined/123"])
+            reconstruct = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
+            arrays = reconstruct(range(examination.examined.labels))
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.filter_sheet(arrays, examination.clean.x_measure))
             stage.finish(arrays)

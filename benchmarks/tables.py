@@ -112,7 +112,7 @@ def wilson(count, total, z=1.96):
 
 def model_row(scan):
     """One line: what was hidden, what was found, and the closest calls."""
-    ratio = {int(label): row["swapped_cost"] / row["cost"] for label, row in scan["labels"].items() if "cost" in row}
+    ratio = {int(label): row["control"] / row["cost"] for label, row in scan["labels"].items() if "control" in row}
     text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
     text += f"hidden {sorted(scan['targets'])} found {sorted(scan['infected'])}"
     shown = {label: scan["labels"][str(label)] for label in scan["targets"]}
@@ -150,15 +150,18 @@ def statistics(row, label, arrays):
              "small preserved mask": -row["preserved_size"], "low largest transfer (q = 1)": -transfer.max(),
              "low median transfer": -np.median(transfer), "low mean transfer": -transfer.mean(),
              "low largest transfer relative to ASR": -transfer.max() / max(row["asr"], 1e-6)}
-    if "cost" in row:
-        place = list(arrays["swapped"]["label"]).index(label)
-        entropies = float(arrays["entropy"][label]), float(arrays["swapped"]["entropy"][place])
-        sizes = float(arrays["mask"][label].sum()), float(arrays["swapped"]["mask"][place].sum())
-        found |= {"low cost": -row["cost"], "low cross-entropy": -entropies[0],
-                  "role swap: ratio of costs": row["swapped_cost"] / row["cost"],
-                  "role swap: difference of costs": row["swapped_cost"] - row["cost"],
-                  "role swap: ratio of sizes": sizes[1] / max(sizes[0], 1.0),
-                  "role swap: difference of cross-entropies": entropies[1] - entropies[0]}
+    if "controls" in row:
+        place = list(arrays["controls"]["label"]).index(label)
+        costs = np.array(list(row["controls"].values()))
+        entropies = arrays["controls"]["entropy"][place]
+        found |= {"low cost": -row["cost"], "low cross-entropy": -float(arrays["entropy"][label]),
+                  "controls' geometric mean to cost": row["control"] / row["cost"],
+                  "controls' median to cost": np.median(costs) / row["cost"],
+                  "lowest control to cost": costs.min() / row["cost"],
+                  "controls' mean less cost": costs.mean() - row["cost"],
+                  "controls' mean size to size": (row["cost"] - arrays["entropy"][label] + 1e-3) ** -1
+                                                 * float(np.mean(costs - entropies))}
+        found |= {f"control {pair} to cost": value / row["cost"] for pair, value in row["controls"].items()}
     return found
 
 

@@ -68,7 +68,7 @@ def results(complete, tmp_path):        # noqa: F811
     (PRESERVATION, {"MEASURED_IMAGES": 0}, "MEASURED_IMAGES 0"),
     (DETECTION, {"TRANSFER_THRESHOLD": 20.0}, "TRANSFER_THRESHOLD 20.0"),
     (DETECTION, {"TRANSFERS_NEEDED": 7}, "TRANSFERS_NEEDED 7 must be a number from 1 to 6"),
-    (DETECTION, {"SWAP_RATIO": 0.0}, "SWAP_RATIO 0.0"),
+    (DETECTION, {"CONTROL_RATIO": 0.0}, "CONTROL_RATIO 0.0"),
     (FILTERS, {"FILTER_STEPS": 0}, "FILTER_STEPS 0"),
     (FILTERS, {"FILTER_RATE": -0.1}, "FILTER_RATE -0.1"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": -0.2}, "FILTER_TRANSFER_THRESHOLD -0.2")])
@@ -182,7 +182,7 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (RECONSTRUCTION, {"SETTINGS": "paper"}, "was"),
     (PRESERVATION, {"KEPT_ASR": 0.5}, "kept_asr was 0.95, is 0.5"),
     (PRESERVATION, {"FEATURE_MAP": "conv"}, 'feature_map was null, is "conv"'),
-    (DETECTION, {"SWAP_RATIO": 3.0}, "swap_ratio was 2.0, is 3.0"),
+    (DETECTION, {"CONTROL_RATIO": 3.0}, "control_ratio was 2.0, is 3.0"),
     (FILTERS, {"FILTER_STEPS": 5}, "filter_steps was 4, is 5"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.2, is 0.4")])
 def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):        # noqa: F811

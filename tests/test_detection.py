@@ -2,8 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from utils.config import UserError
+from utils.controls import typical
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, control_costs_of, decide
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -29,13 +34,27 @@ def test_q_counts_the_tuned_models_that_are_reached():
     assert decide(0.9, table(0.9, 0, 0, 0.2, 0, 0), two, 0.2) == PATCH
 
 
-def test_the_role_swap_compares_a_label_with_itself():
-    swap = replace(TNDA, role_swap=True, swap_ratio=1.5)
+def test_controls_compare_a_label_with_itself():
+    priced = replace(TNDA, controls=("123/examined",), control_ratio=1.5)
     transfers = table(0.9, 0.9, 0, 0, 0, 0)                  # transfers do not decide here
-    assert decide(0.9, transfers, swap, 0.4, cost=2.0, swapped_cost=3.0) == INFECTED
-    assert decide(0.9, transfers, swap, 0.4, cost=2.0, swapped_cost=2.9) == NO_CHEAPER
-    assert decide(0.9, transfers, swap, 0.4) == PATCH        # without costs, as in the feature space, TNDA decides
-    assert decide(0.5, transfers, swap, 0.4, cost=2.0, swapped_cost=9.0) == RANDOM
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=3.0) == INFECTED
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=2.9) == NO_CHEAPER
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0) == NO_CHEAPER       # too costly for a control to matter
+    assert decide(0.9, transfers, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
+    assert decide(0.5, transfers, priced, 0.4, cost=2.0, control=9.0) == RANDOM
+
+
+def test_controls_left_out_by_the_reconstruction_are_an_error():
+    priced = replace(TNDA, controls=("123/examined", "23/123"), control_ratio=1.5)
+    made_with = {"controls": ["123/examined", "23/123"], "random_threshold": 0.6, "control_ratio": 1.5}
+    found = {"controls": {"label": np.array([3, 1]), "cost": np.array([[2.0, 8.0], [1.0, 1.0]], np.float32)}}
+    costs = control_costs_of(found, made_with, priced)
+    assert typical(costs[3]) == pytest.approx(4.0) and set(costs) == {1, 3}
+    assert control_costs_of({}, made_with, priced) == {}
+    assert control_costs_of({}, made_with, TNDA) == {}
+    for change in ({"control_ratio": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
+        with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
+            control_costs_of(found, made_with, replace(priced, **change))
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

@@ -11,7 +11,7 @@ import tensorflow as tf
 from utils import transfer
 from utils.clean_data import Sampler, images_of_others
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, reconstruct_all, reconstruction
+from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruction
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
@@ -68,10 +68,10 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
     found, compilations = [], []
     for chunk in (4, 2, 3, 1):
         traced.clear()
-        found.append(reconstruct_all(kind, examination, attacked, control, stage, [0, 2, 3], chunk))
+        models = {"examined": attacked, "123": control}
+        found.append(Reconstructor(kind, examination, models, "examined/123", stage, chunk)([0, 2, 3]))
         compilations.append(len(traced))
-    assert parts == ["examined-0-3", "examined-0-2", "examined-3-3", "examined-0-3", "examined-0-0", "examined-2-2",
-                     "examined-3-3"]
+    assert parts == [f"examined-123-{labels}" for labels in ("0-3", "0-2", "3-3", "0-3", "0-0", "2-2", "3-3")]
     assert compilations == compilations[:1] * 4
     assert ("collapse" in found[0]) == (kind is ColourTrigger)
     for other in found[1:]:

@@ -40,7 +40,8 @@ class Settings:
     clean_mass: float = 2.0              # v of L_clean
     pixel_price: float = 0.0             # λ: added objective λ·ΣM, per pixel of a 32×32 image
     price_ramp: float = 0.0              # share of the steps over which the price rises from 0 to λ
-    role_swap: bool = False              # also reconstruct effective on 123 and not on the examined model
+    # Pairs of models without the backdoor: what a patch effective on the first, not on the second, costs as a control.
+    controls: tuple = ()
 
     # Potential trigger reconstruction, feature space (paper, supplementary).
     filter_steps: int = 200
@@ -53,7 +54,7 @@ class Settings:
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
-    swap_ratio: float = 0.0              # role swap: infected from this ratio of the two costs up
+    control_ratio: float = 0.0           # with controls: infected where they cost this many times the label's own patch
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ DEFAULT = Settings(
     trigger_rate=0.05,
     price_ramp=0.5,
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
-    role_swap=True,            # each label is its own control, so the verdict needs no comparison of labels
+    controls=("123/examined", "12/123", "13/123", "23/123"),     # each label is its own control
     # On the models used to choose it clean labels stayed at 1.72 or less and true labels at 2.7 or more. Large triggers
     # come closer (1.8 was measured for one of 19 % of the image): a lower ratio would find them and flag clean labels.
-    swap_ratio=2.0,
+    control_ratio=2.0,
     transfer_threshold=0.2,
 )
 

@@ -1,9 +1,7 @@
-"""The decision for a label and for a model: TNDA (paper IV-E), and the role swap.
+"""The decision for a label and for a model: TNDA (paper IV-E), and the comparison with controls.
 
-TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The role
-swap asks what it costs to find a pattern that works on the examined model and not on tuned model 123, against the
-same with the two models' roles exchanged. On a clean label both are the same problem; a backdoor makes the first
-far cheaper. Each label is its own control.
+TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The controls
+(utils/controls.py) ask whether the pattern is cheaper than it could be without a backdoor.
 """
 
 import json
@@ -12,6 +10,7 @@ import numpy as np
 
 from utils import transfer
 from utils.config import UserError
+from utils.controls import typical
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
@@ -19,15 +18,16 @@ HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing a
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
 COLLAPSED = 0.5              # share of one label on a clean model over which a filter has erased the images
-NO_CHEAPER = "clean: as costly with the models' roles swapped"
+NO_CHEAPER = "clean: as costly as its controls"
 
 
-def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None, collapse=0.0):
+def decide(asr, transfers, settings, threshold, cost=None, control=None, collapse=0.0):
     """A label's decision, one of the texts above.
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. cost, swapped_cost: final objectives of the two roles; with them the role swap decides.
+    adversarial patch. cost, control: of the label's own patch and typically of its controls; with a cost these decide,
+    and a label without a control is one whose patch is too costly to be a backdoor's.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -36,7 +36,7 @@ def decide(asr, transfers, settings, threshold, cost=None, swapped_cost=None, co
     if collapse > COLLAPSED:
         return DEGENERATE
     if cost is not None:
-        return INFECTED if swapped_cost >= settings.swap_ratio * cost else NO_CHEAPER
+        return INFECTED if control is not None and control >= settings.control_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
@@ -57,26 +57,47 @@ def measure_transfers(examination, tuned, triggers):
     return transfers
 
 
-def report(examination, stage, found, transfers, threshold, masks=None):
-    """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds."""
+def control_costs_of(found, made_with, settings):
+    """Label → the costs of its controls, where the reconstruction measured them; {} where no controls decide.
+
+    found, made_with: arrays and settings of potential_triggers.h5. Raises UserError where it left out labels that these
+    settings could convict.
+    """
+    if not settings.controls:
+        return {}
+    if (made_with["controls"] != list(settings.controls) or made_with["random_threshold"] > settings.random_threshold
+            or made_with["control_ratio"] > settings.control_ratio):
+        raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
+                        "CONTROL_RATIO: run potential_triggers_reconstruction.py again with --overwrite and these settings")
+    return {int(label): costs for label, costs in zip(*(found["controls"][name] for name in ("label", "cost")))} \
+        if found.get("controls") else {}
+
+
+def report(examination, stage, found, transfers, threshold, masks=None, controls=None):
+    """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
+
+    masks: preserved masks of patches. controls: from `control_costs_of`; None or {} lets the transfers decide.
+    """
     settings = examination.settings
-    swapped = {int(label): float(cost) for label, cost in zip(found.get("swapped", {}).get("label", ()),
-                                                              found.get("swapped", {}).get("cost", ()))}
+    by_cost = bool(settings.controls) and masks is not None
     labels = {}
     for label, asr in enumerate(found["asr"]):
-        cost = {"cost": round(float(found["cost"][label]), 6), "swapped_cost": round(swapped[label], 6)} \
-            if label in swapped else {}
+        cost, costs = {}, (controls or {}).get(label)
+        if by_cost:
+            cost = {"cost": round(float(found["cost"][label]), 6)}
+        if costs is not None:
+            cost["control"] = round(typical(costs), 6)
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
             row["mask_size"] = round(float(found["mask"][label].mean()), 6)
             row["preserved_size"] = round(float(masks[label].mean()), 6)
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
-        if settings.role_swap and masks is not None and asr >= settings.random_threshold and not cost:
-            raise UserError(f"label {label} has no swapped reconstruction: run potential_triggers_reconstruction.py again "
-                            "with --overwrite and this RANDOM_THRESHOLD")
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        labels[str(label)] = row | cost | {"decision": decide(asr, row["transfer"], settings, threshold, **cost, **collapse)}
+        decision = decide(asr, row["transfer"], settings, threshold, **cost, **collapse)
+        if costs is not None:
+            cost["controls"] = dict(zip(settings.controls, np.round(costs.astype(float), 6).tolist()))
+        labels[str(label)] = row | cost | {"decision": decision}
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
@@ -94,18 +115,17 @@ def report(examination, stage, found, transfers, threshold, masks=None):
 
 
 def _table(labels, infected):
-    sized, swapped = "mask_size" in labels["0"], any("cost" in row for row in labels.values())
+    sized, priced = "mask_size" in labels["0"], "cost" in labels["0"]
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
-             + "   cost  swapped ratio" * swapped + "  decision"]
+             + "   cost  control ratio" * priced + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
             line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
-        if swapped and "cost" not in row:
-            line += " " * 22
-        elif swapped:
-            line += f" {row['cost']:6.2f} {row['swapped_cost']:8.2f} {row['swapped_cost'] / row['cost']:5.2f}"
+        if priced:
+            line += f" {row['cost']:6.2f} " + (f"{row['control']:8.2f} {row['control'] / row['cost']:5.2f}"
+                                               if "control" in row else "       -     -")
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

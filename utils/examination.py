@@ -19,7 +19,7 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "SEED": (0, 2**21 - 1), "CLEAN_PER_LABEL": (2, 10**9), "LABELS_AT_ONCE": COUNT, "BATCH": COUNT, "STEPS": COUNT,
     "FILTER_STEPS": COUNT, "IMAGES_PER_LABEL": COUNT, "MEASURED_IMAGES": COUNT, "PHASE1_STEPS": (0, 10**7),
     "PHASE2_STEPS": (0, 10**7), "TRANSFERS_NEEDED": (1, 6), "LEARNING_RATE": RATE, "TRIGGER_RATE": RATE,
-    "FILTER_RATE": RATE, "SWAP_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT,
+    "FILTER_RATE": RATE, "CONTROL_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT,
     "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE, "FILTER_TRANSFER_THRESHOLD": SHARE}
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
@@ -75,6 +75,11 @@ class Examination:
         for name in names:
             set_weights(network, tuned[name]["weights"])
             yield model
+
+    def models(self, tuned, pairs):
+        """Name → function from images in [0, 1] to logits, for every model in `pairs` ("examined/123", …)."""
+        names = dict.fromkeys(name for pair in pairs for name in pair.split("/"))
+        return {name: self.model if name == "examined" else next(self.tuned_models(tuned, [name])) for name in names}
 
     def say(self, text):
         print(f"[{self.row.name}/{self.examined.name}] {text}", flush=True)

@@ -4,8 +4,6 @@ Each label's mask and pattern, or colour matrix, is optimized against its own im
 do not mix and Adam is elementwise, so the result is what one label at a time would give.
 """
 
-import functools
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -138,39 +136,51 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
     return optimize
 
 
-def reconstruct_all(kind, examination, attacked, control, stage, labels, labels_at_once=None, role="examined"):
-    """Reconstruct a trigger for each of `labels`, in chunks kept as parts of `stage`, and measure what it costs.
+class Reconstructor:
+    """Reconstructs triggers effective on the first model of a pair and not on the second, a chunk of labels at a time.
 
-    kind: PatchTrigger or ColourTrigger. Returns arrays with one row for each of `labels`: `label`, the trigger's own,
-    `asr` and `entropy` (mean cross-entropy) on the attacked model, `cost` (entropy plus the price of the mask), and of
-    colour triggers `collapse` on the control model.
+    kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
+    as "examined/123". Finished chunks are kept as parts of `stage`. One trigger and one compiled optimization serve all
+    chunks, of `labels_at_once` labels at most.
     """
-    examined, clean, settings, seed = examination.examined, examination.clean, examination.settings, examination.seed
-    labels = list(map(int, labels))
-    chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examined.shape[:2])))
-    chunks = np.array_split(labels, -(-len(labels) // chunk)) if labels else []
 
-    @functools.cache
-    def compiled():
-        """One trigger and one compiled optimization for all chunks, which are of one size or one label less."""
-        trigger = kind(chunks[0], examined.shape, settings, seed)
-        return trigger, reconstruction(trigger, attacked, control, tf.constant(clean.x_tune),
-                                       Sampler(clean.y_tune, examined.labels), settings, seed)
+    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None):
+        self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
+        self.attacked, self.control = (models[name] for name in self.names)
+        self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
+        self.compiled = None
 
-    def make(targets):
-        trigger, optimize = compiled()
-        padded = np.pad(targets, (0, len(chunks[0]) - len(targets)), "edge")
+    def __call__(self, labels):
+        """Arrays with one row for each of `labels`, and what each trigger costs.
+
+        `label`, the trigger's own, `asr` and `entropy` (mean cross-entropy) on the attacked model, `cost` (entropy plus
+        the price of the mask), and of colour triggers `collapse` on the control model.
+        """
+        labels = list(map(int, labels))
+        chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []
+        parts = [self.stage.part("-".join(map(str, (*self.names, *targets[[0, -1]]))),
+                                 lambda: self._make(targets, len(chunks[0]))) for targets in chunks]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _make(self, targets, size):
+        examination = self.examination
+        clean, settings, seed = examination.clean, examination.settings, examination.seed
+        if self.compiled is None:
+            trigger = self.kind(targets, examination.examined.shape, settings, seed)
+            sampler = Sampler(clean.y_tune, examination.examined.labels)
+            self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
+                                                    sampler, settings, seed), size
+        trigger, optimize, size = self.compiled
+        padded = np.pad(targets, (0, size - len(targets)), "edge")
         trigger.start(padded)
         arrays = optimize(padded, lambda step: examination.say(
-            f"{len(targets)} labels from {targets[0]}, effective on the {role} model: step {step} of {trigger.steps}"))
+            f"labels {', '.join(map(str, targets[:8]))}{' ...' * (len(targets) > 8)} on {self.names[0]}, not on "
+            f"{self.names[1]}: step {step} of {trigger.steps}"))
         arrays = {name: array[:len(targets)] for name, array in arrays.items()}
         chosen = examination.measured[targets]
-        asr, entropy = transfer.measure(attacked, clean.x_measure, chosen, arrays, targets)
+        asr, entropy = transfer.measure(self.attacked, clean.x_measure, chosen, arrays, targets)
         cost = entropy + trigger.price_paid().numpy()[:len(targets)]
         measured = {"label": targets, "asr": asr, "entropy": entropy, "cost": cost}
-        if kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
-            measured["collapse"] = transfer.collapse(control, clean.x_measure, chosen, arrays)
+        if self.kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
+            measured["collapse"] = transfer.collapse(self.control, clean.x_measure, chosen, arrays)
         return arrays | measured
-
-    parts = [stage.part(f"{role}-{targets[0]}-{targets[-1]}", lambda: make(targets)) for targets in chunks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

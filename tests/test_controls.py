@@ -1,0 +1,57 @@
+"""Which labels get controls, and what these cost."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from utils import controls
+from utils.datasets import Settings
+
+PAIRS = ("123/examined", "23/123")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A stand-in for the optimization: control costs of 2 and 8 for label 0, of 3 and 12 for label 1, and so on."""
+    calls = []
+
+    class Made:
+        def __init__(self, kind, examination, models, pair, stage, chunk):
+            self.pair = pair
+
+        def __call__(self, labels):
+            calls.append((self.pair, list(labels)))
+            cost = (np.array(labels) + 2.0) * (4 if self.pair == "23/123" else 1)
+            return {"cost": cost, "entropy": cost / 2, "asr": cost * 0 + 0.9}
+    monkeypatch.setattr(controls, "Reconstructor", Made)
+    monkeypatch.setattr(controls, "GROUP", 2)
+    return calls
+
+
+def costs(cost, asr, ratio=2.0):
+    examination = SimpleNamespace(settings=replace(Settings(), controls=PAIRS, control_ratio=ratio),
+                                  models=lambda tuned, pairs: None)
+    return controls.control_costs(examination, None, {"cost": np.array(cost), "asr": np.array(asr)}, None)
+
+
+def test_labels_come_in_the_order_of_cost_until_no_control_could_convict_them(measured):
+    # Labels 4 and 1 are the cheapest; their controls cost 12 and 6. Label 3 at 5 could be convicted by a control of 12
+    # and is measured with label 0; label 2 at 6.1 could not.
+    found = costs([5.5, 1.5, 6.1, 5.0, 1.0], [0.9] * 5)
+    assert measured == [(pair, labels) for labels in ([1, 4], [0, 3]) for pair in PAIRS]
+    np.testing.assert_array_equal(found["label"], [1, 4, 0, 3])
+    np.testing.assert_allclose(found["cost"], [[3, 12], [6, 24], [2, 8], [5, 20]])
+    assert controls.typical(found["cost"][0]) == pytest.approx(6.0)
+
+
+def test_random_patterns_need_no_controls(measured):
+    found = costs([1.0, 1.0, 1.0], [0.59, 0.6, 0.2])
+    np.testing.assert_array_equal(found["label"], [1])
+    assert costs([1.0, 1.0], [0.1, 0.2]) == {}
+
+
+def test_a_lower_ratio_measures_more_labels(measured):
+    assert len(costs([1.0, 1.0, 9.0, 9.0], [0.9] * 4, ratio=2.0)["label"]) == 2
+    assert len(costs([1.0, 1.0, 9.0, 9.0], [0.9] * 4, ratio=0.5)["label"]) == 4

@@ -1,0 +1,42 @@
+"""What a label's patch would cost were there no backdoor: its controls (not in the paper).
+
+The patch of a label is effective on the examined model and not on tuned model 123. The same is asked of other pairs of
+models that are as alike as those two, the first of which has no backdoor: two tuned models, or the same two with their
+roles swapped. On a clean label all of these are the same problem and cost about the same. A backdoor makes the first far
+cheaper. Each label is its own control, so the answer needs no comparison of labels.
+"""
+
+import numpy as np
+
+from utils.reconstruction import PatchTrigger, Reconstructor
+
+GROUP = 8                # labels measured together
+
+
+def control_costs(examination, tuned, arrays, stage, labels_at_once=None):
+    """Costs of the controls: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of `settings.controls`.
+
+    tuned: arrays of pnnir.h5; arrays: of the patches, labels × …. Labels come in the order of their patch's cost, until
+    that times `settings.control_ratio` is more than any control measured so far: labels from there on cannot be
+    infected unless their controls cost more than all the others'. Labels whose pattern is random have none.
+    """
+    settings = examination.settings
+    models = examination.models(tuned, settings.controls)
+    chunk = min(GROUP, labels_at_once or GROUP)
+    reconstructors = [Reconstructor(PatchTrigger, examination, models, pair, stage, chunk) for pair in settings.controls]
+    order = np.argsort(arrays["cost"], kind="stable")
+    order = order[arrays["asr"][order] >= settings.random_threshold]
+    groups, highest = [], np.inf
+    for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
+        if arrays["cost"][group[0]] * settings.control_ratio > highest:
+            break
+        found = [reconstructor(np.sort(group)) for reconstructor in reconstructors]
+        groups.append({"label": np.sort(group)} | {name: np.stack([one[name] for one in found], axis=1)
+                                                   for name in ("cost", "entropy", "asr")})
+        highest = max(typical(row) for one in groups for row in one["cost"])
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]} if groups else {}
+
+
+def typical(costs):
+    """The geometric mean of a label's controls: what its patch would cost without a backdoor."""
+    return float(np.exp(np.mean(np.log(costs))))
