@@ -4,15 +4,23 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import h5py
 import keras
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from data import from_folder
 from tests.test_foreign_scan import LABELS, SIDE, clean_images, complaint, complete, scan, scene, tiny  # noqa: F401
 from tests.test_hostile_files import bytecode, described, save
 from tests.test_interruption import MADE, SCRIPTS, before
 from tests.test_pipeline import FEATURE, PATCH, ROOT
+from utils import artifacts
+from utils.config import UserError
+from utils.datasets import DATASETS
+from utils.examined_model import load_examined
 
 PNNIR, RECONSTRUCTION, PRESERVATION, DETECTION = PATCH
 FILTERS, FILTER_DETECTION = FEATURE[1:]
@@ -214,6 +222,46 @@ def test_one_channel_has_no_colours(scene, tmp_path, capsys):       # noqa: F811
     options = {"MODELS": [str(tmp_path / "grey.keras")], "CLEAN_DATA": str(tmp_path / "grey.h5")}
     for script in (FILTERS, FILTER_DETECTION):
         assert "takes one-channel images, which have no colours" in complaint(capsys, script, scene, tmp_path, **options)
+
+
+def mutated(data, content):
+    """A file's bytes cut, with bytes changed or inserted, or arbitrary ones."""
+    content = bytearray(content)
+    kind = data.draw(st.sampled_from(["cut", "change", "insert", "anything"]))
+    if kind == "cut":
+        return bytes(content[:data.draw(st.integers(0, len(content)))])
+    if kind == "anything":
+        return data.draw(st.binary(max_size=300))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place:place + (kind == "change")] = data.draw(st.binary(min_size=1, max_size=1 if kind == "change" else 9))
+    return bytes(content)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), reader=st.sampled_from(["architecture", "png", "jpg", "names", "artifact"]))
+def test_every_other_reader_takes_or_refuses_damaged_bytes(scene, complete, tmp_path, data, reader):       # noqa: F811
+    """Models, checkpoints and data files have tests of their own. Repeatable, since damage may crash HDF5 itself."""
+    path = tmp_path / f"damaged.{reader}"
+    image = clean_images()[0][0]
+    whole = {"architecture": lambda: tiny().to_json().encode(), "names": lambda: b"a\nb\n",
+             "artifact": lambda: (complete / "custom" / "tiny" / "potential_triggers.h5").read_bytes()}.get(
+                 reader, lambda: cv2.imencode(f".{reader}", image)[1].tobytes())()
+    path.write_bytes(mutated(data, whole))
+    try:
+        if reader == "architecture":
+            load_examined(scene / "alone.weights.h5", DATASETS["custom"], architecture=str(path), input_range=[0, 1])
+        elif reader == "artifact":
+            artifacts.read(path)
+        elif reader == "names":
+            (tmp_path / "folder" / "a").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "folder" / "a" / "1.png"), image)
+            shutil.copy(path, tmp_path / "folder" / "names.txt")
+            from_folder.read_folder(tmp_path / "folder", (SIDE, SIDE, 3))
+        else:
+            assert from_folder.read_image(path, (SIDE, SIDE, 3)).shape == (SIDE, SIDE, 3)
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("form", ["keras", "h5"])

@@ -45,9 +45,10 @@ def write_clean(path, **options):
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
-    """A folder with tiny.keras and clean.h5."""
+    """A folder with tiny.keras, its weights alone, and clean.h5."""
     folder = tmp_path_factory.mktemp("scene")
     tiny().save(folder / "tiny.keras")
+    tiny().save_weights(folder / "alone.weights.h5")
     write_clean(folder / "clean.h5")
     return folder
 
@@ -140,7 +141,6 @@ def test_a_custom_model_says_what_it_needs(scene, tmp_path, changes, message):
     if not (scene / "open.keras").exists():
         keras.Sequential([layers.Input((None, None, 3)), layers.Conv2D(2, 3), layers.GlobalMaxPooling2D(), layers.Dense(2),
                           layers.Dense(2)]).save(scene / "open.keras")
-        tiny().save_weights(scene / "alone.weights.h5")
         write(scene / "checkpoint", {"class/bias": np.zeros(4, "f4")})
     if "MODELS" in changes:
         changes = {"MODELS": [changes["MODELS"][0].format(scene=scene)]}
