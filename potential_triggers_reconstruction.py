@@ -7,7 +7,7 @@ against. Reads pnnir.h5; writes RESULTS/DATASET/MODEL/potential_triggers.h5 and 
 
 from utils.config import configure, run
 
-DATASET = "signs"                # row of the table in utils/datasets.py
+DATASET = "signs"                # row of the table in utils/datasets.py; custom: any other model
 MODELS = ["patch1"]              # names under models/DATASET/, or paths of model files; one or more
 CLEAN_DATA = ""                  # HDF5 file with x, y, or folder of images per label; empty: the dataset's held-out part
 CLEAN_PER_LABEL: int | None = None   # clean images of each label used at most; none: the dataset's number

@@ -116,7 +116,8 @@ def examinations(constants):
                                   pathlib.Path(constants["RESULTS"]) / row.name / examined.name, constants["SEED"],
                                   constants["OVERWRITE"], model, reached, scaling if scaling[0] else None)
         examination.say(f"clean accuracy {reached:.1%} on {len(clean.y_measure)} images; {len(clean.y_tune)} images to "
-                        f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}")
+                        f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}; feature map "
+                        f"{examined.feature_map}")
         yield examination
         examination.say(f"done in {time.time() - start:.0f} s")
 
