@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: demo test
+.PHONY: demo test bench
 
 $(VENV)/made: requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,3 +24,7 @@ demo: $(VENV)/made
 
 test: $(VENV)/made
 	$(RUN) -m pytest -q -n 2
+
+# Times the stages against the published structure and against bare passes; writes benchmarks/results.json.
+bench: $(VENV)/made
+	$(RUN) -m benchmarks.speed
