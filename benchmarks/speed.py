@@ -49,7 +49,7 @@ from utils.examination import Examination, classifier, weights_of
 from utils.examined_model import ExaminedModel
 from utils.files import replacing
 from utils.images import network_input
-from utils.reconstruction import PatchTrigger, reconstruct_all, reconstruction
+from utils.reconstruction import PatchTrigger, Reconstructor, reconstruction
 from utils.topology import block_layers
 
 GTSRB = dataset("gtsrb")
@@ -157,7 +157,7 @@ def preservation_detection_ratio():
     def nothing(images):
         return tf.zeros((images.shape[0], GTSRB.labels))
     with stage("potential_triggers") as kept:
-        rows = reconstruct_all(PatchTrigger, scene, scene.model, nothing, kept, tested)
+        rows = Reconstructor(PatchTrigger, scene, {"examined": scene.model, "123": nothing}, "examined/123", kept)(tested)
     found = {name: np.zeros((GTSRB.labels, *array.shape[1:]), np.float32) for name, array in rows.items()}
     for name, array in rows.items():
         found[name][tested] = array                  # all other labels count as random patterns and are left out
@@ -191,7 +191,7 @@ def preservation_detection_ratio():
 
 
 def reconstruct_alone():
-    """Seconds and peak memory of `reconstruct_all` in this process, its compilation and the measurements included."""
+    """Seconds and peak memory of a `Reconstructor` in this process, its compilation and the measurements included."""
     row = GTSRB
     if ALONE != "gtsrb":
         row = replace(GTSRB, name="small", labels=int(ALONE))
@@ -201,7 +201,7 @@ def reconstruct_alone():
     control = classifier(keras.models.clone_model(scene.examined.network), scene.examined.preprocess)
     start = time.perf_counter()
     with stage("potential_triggers") as kept:
-        reconstruct_all(PatchTrigger, scene, scene.model, control, kept, range(row.labels))
+        Reconstructor(PatchTrigger, scene, {"examined": scene.model, "123": control}, "examined/123", kept)(range(row.labels))
     return {"labels": row.labels, "steps": STEPS, "seconds": round(time.perf_counter() - start, 2),
             "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
