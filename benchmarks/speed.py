@@ -199,9 +199,9 @@ def reconstruct_alone():
     settings = replace(row["default"], steps=STEPS)
     scene = replace(scene, settings=settings)
     control = classifier(keras.models.clone_model(scene.examined.network), scene.examined.preprocess)
-    start = time.perf_counter()
+    models, start = {"examined": scene.model, "123": control}, time.perf_counter()
     with stage("potential_triggers") as kept:
-        Reconstructor(PatchTrigger, scene, {"examined": scene.model, "123": control}, "examined/123", kept)(range(row.labels))
+        Reconstructor(PatchTrigger, scene, models, "examined/123", kept)(range(row.labels))
     return {"labels": row.labels, "steps": STEPS, "seconds": round(time.perf_counter() - start, 2),
             "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
