@@ -12,7 +12,7 @@ MODELS = ["patch1"]              # names under models/DATASET/, or paths of mode
 CLEAN_DATA = ""                  # HDF5 file with x, y, or folder of images per label; empty: the dataset's held-out part
 CLEAN_PER_LABEL: int | None = None   # clean images of each label used at most; none: the dataset's number
 RESULTS = "results"              # artifacts go to RESULTS/DATASET/MODEL/
-SETTINGS = "default"             # named setting in utils/datasets.py: default, or paper
+SETTINGS = "default"             # named setting in utils/datasets.py: default, paper, or release
 SEED = 0                         # decides the split of the clean data and every random draw
 OVERWRITE = False                # start afresh where there are artifacts already
 ARCHITECTURE = ""                # for files with weights only: a row of the dataset table, or a model's JSON file
@@ -40,7 +40,8 @@ from utils.examination import examinations
 from utils.reconstruction import PatchTrigger, Reconstructor
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
-          "clean_mass", "pixel_price", "price_ramp", "random_threshold", "measured_images", "controls", "control_ratio")
+          "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
+          "control_ratio")
 
 
 def main():

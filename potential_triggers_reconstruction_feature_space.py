@@ -12,7 +12,7 @@ MODELS = ["patch1"]              # names under models/DATASET/, or paths of mode
 CLEAN_DATA = ""                  # HDF5 file with x, y, or folder of images per label; empty: the dataset's held-out part
 CLEAN_PER_LABEL: int | None = None   # clean images of each label used at most; none: the dataset's number
 RESULTS = "results"              # artifacts go to RESULTS/DATASET/MODEL/
-SETTINGS = "default"             # named setting in utils/datasets.py: default, or paper
+SETTINGS = "default"             # named setting in utils/datasets.py: default, paper, or release
 SEED = 0                         # decides the split of the clean data and every random draw
 OVERWRITE = False                # start afresh where there are artifacts already
 ARCHITECTURE = ""                # for files with weights only: a row of the dataset table, or a model's JSON file
@@ -34,7 +34,7 @@ from utils import pictures  # TensorFlow loads after the flags were read
 from utils.examination import examinations
 from utils.reconstruction import ColourTrigger, Reconstructor
 
-FIELDS = ("filter_steps", "filter_rate", "images_per_label", "clean_mass", "measured_images")
+FIELDS = ("filter_steps", "filter_rate", "images_per_label", "clean_mass", "adam_kept", "measured_images")
 
 
 def main():

@@ -170,3 +170,23 @@ def test_images_to_measure_on_never_show_the_target():
     for target in range(3):
         assert target not in labels[chosen[target]]
         assert len(set(chosen[target])) == 20
+
+
+def test_the_release_carries_adam_from_label_to_label(scene):
+    """A later label's result depends on the labels before it, unless Adam is fresh."""
+    attacked, control, images, labels = scene
+    parts, results = [], {}
+    clean = SimpleNamespace(x_tune=images.numpy(), y_tune=labels, x_measure=images.numpy())
+    stage = SimpleNamespace(part=lambda key, compute: parts.append(key) or compute())
+    for kept in (True, False):
+        examination = SimpleNamespace(
+            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+            settings=replace(Settings(), steps=6, mask_start=0.4, adam_kept=kept),
+            measured=images_of_others(labels, range(LABELS), 20, 3))
+        for asked in ([0, 2], [2]):
+            reconstruct = Reconstructor(PatchTrigger, examination, {"examined": attacked, "123": control}, "examined/123",
+                                        stage, 1)
+            results[kept, len(asked)] = reconstruct(asked)["pattern"][-1]
+    assert parts == ["examined-123-0-2", "examined-123-2-2", "examined-123-0-0", "examined-123-2-2", "examined-123-2-2"]
+    np.testing.assert_allclose(results[False, 2], results[False, 1], atol=1e-5)
+    assert np.abs(results[True, 2] - results[True, 1]).max() > 0.05

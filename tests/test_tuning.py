@@ -131,7 +131,7 @@ def test_training_stops_when_the_loss_is_stable(scene, monkeypatch):
     trainer = tuning.Trainer(examined.network, [examined.network.get_layer("class")],
                              lambda batch, *_: examined.preprocess(tf.cast(batch, tf.float32) / 255.0),
                              [tf.constant(clean.x_tune)], clean.y_tune, still)
-    trainer.train(500, 0, until_stable=True, progress=lambda step, *_: steps.append(step))
+    trainer.train(500, 0, tuning.Stable(), progress=lambda step, *_: steps.append(step))
     assert 3 <= len(steps) < 100
 
 
@@ -144,3 +144,12 @@ def test_shift_and_flip_move_pixels_and_make_none():
         crops = [padded[y:y + 8, x:x + 8] for y in range(9) for x in range(9)]
         assert any(np.array_equal(after, crop) or np.array_equal(after, crop[:, ::-1]) for crop in crops)
     assert not np.array_equal(moved, images)
+
+
+@pytest.mark.parametrize("share, looks", [("0.0", 1), ("1.0", 4)])
+def test_the_release_stops_phase_2_at_the_first_look_at_enough_accuracy(scene, share, looks, monkeypatch):
+    examined, clean = scene
+    monkeypatch.setattr(tuning, "CHECK", 1)
+    tuner, seen = tuning.Tuner(examined, clean, replace(settings(0, 4), phase2_stop=share)), []
+    tuner.tune(block_layers(examined.network, ("class",)), 1, seed=1, progress=lambda phase, *at: seen.append(phase))
+    assert seen.count(2) == looks

@@ -2,10 +2,11 @@
 
 Nothing here imports TensorFlow. A row says what the images and the network are like; a `Settings` says with
 which numbers the stages run. `paper` follows the text of the paper, `default` is one set of rules for all
-datasets, found on models that no published figure of this project is measured on.
+datasets, found on models that no published rate of this project is measured on, `release` does what the authors' code of
+2024 does where that is not the paper, but for its faults with files and for measuring on the images it tuned on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from utils.config import UserError
 
@@ -25,7 +26,8 @@ class Settings:
     batch: int = 50                      # the release's; the paper says 100
     phase1_steps: tuple = (300, 600, 900)        # for one, two, three re-initialized blocks
     phase2_steps: tuple = (500, 500, 1000)       # at most
-    # "stable": the paper's rule, the accuracy on held-out clean images stopped rising. "steps": all of them.
+    # "steps": all of them. "stable": the paper's rule, the loss stopped falling. A number: the release's rule, the first
+    # look, every 100 steps, at which so large a share of 200 clean images is classified rightly.
     phase2_stop: str = "steps"
     augment: bool = False                # random crop (pad 4) and horizontal flip
 
@@ -40,6 +42,7 @@ class Settings:
     clean_mass: float = 2.0              # v of L_clean
     pixel_price: float = 0.0             # λ: added objective λ·ΣM, per pixel of a 32×32 image
     price_ramp: float = 0.0              # share of the steps over which the price rises from 0 to λ
+    adam_kept: bool = False              # the release never resets Adam: labels go one by one, each with the moments before
     # Pairs of models without the backdoor: what a patch effective on the first, not on the second, costs as a control.
     controls: tuple = ()
 
@@ -106,8 +109,10 @@ DEFAULT = Settings(
 )
 
 
-def _row(paper, **row):
-    return Dataset(settings={"default": DEFAULT, "paper": paper}, **row)
+def _row(paper, release, **row):
+    """A row whose release differs from the paper by `release`, and by what it does on every dataset alike."""
+    release = {"batch": 50, "noise_weight": 0.005, "clean_mass": 2.0, "adam_kept": True} | release
+    return Dataset(settings={"default": DEFAULT, "paper": paper, "release": replace(paper, **release)}, **row)
 
 
 CLASSIC_BLOCKS = (("full",), ("class",))
@@ -118,34 +123,39 @@ DATASETS = {row.name: row for row in (
          blocks=(("conv6",), *CLASSIC_BLOCKS), feature_map="pool3", clean_per_label=150,
          # Our own dataset: the paper's numbers for GTSRB, its nearest relative.
          paper=Settings(phase1_steps=(500, 1000, 1500), phase2_steps=(5000,) * 3, phase2_stop="stable",
-                        batch=100, clean_mass=1.0, transfer_threshold=0.4, filter_transfer_threshold=0.4)),
+                        batch=100, clean_mass=1.0, transfer_threshold=0.4, filter_transfer_threshold=0.4),
+         release={"phase2_stop": "0.99", "trigger_rate": 0.01, "transfer_threshold": 0.2, "filter_transfer_threshold": 0.2}),
     _row(name="mnist", shape=(28, 28, 1), labels=10, pixel_mean=(127.5,), pixel_scale=255.0,
          network="convnet", network_options={"widths": ((32, 32), (64, 64)), "hidden": 512},
          blocks=(("conv4",), *CLASSIC_BLOCKS), feature_map="pool2", clean_per_label=600,
          # The release reconstructs at 0.01 and calls 0.2 a transfer; the paper's 0.1 and 0.4 are kept here.
          paper=Settings(phase1_steps=(300, 600, 900), phase2_steps=(3000,) * 3, phase2_stop="stable", batch=100,
-                        mask_gain=10.0, clean_mass=2.0, transfer_threshold=0.4, filter_transfer_threshold=0.4)),
+                        mask_gain=10.0, clean_mass=2.0, transfer_threshold=0.4, filter_transfer_threshold=0.4),
+         release={"phase2_stop": "0.99", "trigger_rate": 0.01, "transfer_threshold": 0.2}),
     _row(name="gtsrb", shape=(32, 32, 3), labels=43, pixel_mean=(127.5,), pixel_scale=255.0,
          network="convnet", network_options={"widths": ((32, 32), (64, 64), (128, 128)), "hidden": 512},
          blocks=(("conv6",), *CLASSIC_BLOCKS), feature_map="pool3", clean_per_label=225,
          # The paper counts GTSRB once among the datasets with few labels (0.4) and elsewhere among those with
          # many (0.2, as the release): 0.2, since its 43 labels are nearer to many.
          paper=Settings(phase1_steps=(500, 1000, 1500), phase2_steps=(5000,) * 3, phase2_stop="stable", batch=100,
-                        mask_gain=8.0, clean_mass=1.0, transfer_threshold=0.2, filter_transfer_threshold=0.2)),
+                        mask_gain=8.0, clean_mass=1.0, transfer_threshold=0.2, filter_transfer_threshold=0.2),
+         release={"phase2_stop": "0.99", "trigger_rate": 0.01}),
     _row(name="cifar10", shape=(32, 32, 3), labels=10, pixel_mean=(120.7,), pixel_scale=64.15,
          network="resnet18", network_options={},
          blocks=(("block7",), ("block8",), ("fc",)), feature_map="block8_out", clean_per_label=500,
          # Optimized over m in [0, 4] and pixels in a range of 3.97: rate 0.1 / 4, g = 2·4, c = 2 / 4.
          paper=Settings(phase1_steps=(500, 1000, 2000), phase2_steps=(10_000, 20_000, 40_000),
                         phase2_stop="stable", batch=100, augment=True, trigger_rate=0.1 / 4, mask_gain=8.0,
-                        clean_mass=2.0, filter_rate=0.05, transfer_threshold=0.4, filter_transfer_threshold=0.4)),
+                        clean_mass=2.0, filter_rate=0.05, transfer_threshold=0.4, filter_transfer_threshold=0.4),
+         release={"phase2_stop": "0.98"}),
     _row(name="youtube_face", shape=(224, 224, 3), labels=1595, pixel_mean=(127.5,), pixel_scale=255.0,
          network="deepid", network_options={},
          blocks=(("fc1", "conv4"), ("fc1", "fc2"), ("class",)), feature_map="pool3", clean_per_label=80,
          # The paper's β of 0.001; the release has 0.005. Feature space: the release calls 0.6 a transfer.
          paper=Settings(learning_rate=1e-4, phase1_steps=(5000, 10_000, 20_000), phase2_steps=(100_000,) * 3,
                         phase2_stop="stable", batch=100, noise_weight=0.001, clean_mass=1.0, filter_steps=100,
-                        transfer_threshold=0.2, filter_transfer_threshold=0.2)),
+                        transfer_threshold=0.2, filter_transfer_threshold=0.2),
+         release={"phase2_stop": "0.98", "clean_mass": 1.0, "filter_transfer_threshold": 0.6}),
     _row(name="vgg_face", shape=(224, 224, 3), labels=2622, pixel_mean=(93.5940, 104.7624, 129.1863),
          pixel_scale=1.0, bgr=True, network="vgg16", network_options={},
          blocks=(("fc6",), ("fc7",), ("fc8",)), feature_map="pool5", clean_per_label=80,
@@ -154,12 +164,15 @@ DATASETS = {row.name: row for row in (
          paper=Settings(init_bound=1e-5, learning_rate=1e-4, phase1_steps=(5000, 10_000, 20_000),
                         phase2_steps=(20_000,) * 3, phase2_stop="stable", batch=100, trigger_rate=2.5 / 255,
                         mask_gain=0.03 * 255, noise_weight=0.0001, clean_mass=1.0, filter_steps=100,
-                        transfer_threshold=0.2, filter_transfer_threshold=0.2)),
+                        transfer_threshold=0.2, filter_transfer_threshold=0.2),
+         release={"phase2_stop": "0.90", "trigger_rate": 5 / 255, "noise_weight": 0.0001, "clean_mass": 1.0,
+                  "filter_transfer_threshold": 0.6}),
     # Any other model. Of the paper's numbers those for GTSRB, the middle one of its datasets in size and labels.
     _row(name="custom", shape=None, labels=None, pixel_mean=(), pixel_scale=1.0, network="", network_options={},
          blocks=(), feature_map="", clean_per_label=225,
          paper=Settings(phase1_steps=(500, 1000, 1500), phase2_steps=(5000,) * 3, phase2_stop="stable", batch=100,
-                        clean_mass=1.0, transfer_threshold=0.2, filter_transfer_threshold=0.2)),
+                        clean_mass=1.0, transfer_threshold=0.2, filter_transfer_threshold=0.2),
+         release={"phase2_stop": "0.99", "trigger_rate": 0.01}),
 )}
 
 

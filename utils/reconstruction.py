@@ -98,8 +98,8 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
     The objective is the paper's L_attack + L_clean and the trigger's own terms. attacked, control: functions from images
     N×H×W×C in [0, 1] to logits. images: uint8 clean images; sampler: `utils.clean_data.Sampler` over their labels. It
     is compiled at the first call; a later one takes as many targets, after `trigger.start`. The optimizer is fresh at
-    each call: with moments left by other labels a mask that starts where tanh is flat hardly moves (the release's
-    fault).
+    each call, unless `settings.adam_kept`: with moments left by other labels a mask that starts where tanh is flat hardly
+    moves (the release's fault).
     """
     count, steps = settings.images_per_label, trigger.steps
     optimizer = keras.optimizers.Adam(trigger.rate)
@@ -125,8 +125,9 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
             trigger.confine()
 
     def optimize(targets, progress=lambda step: None):
-        for variable, value in zip(optimizer.variables, fresh, strict=True):
-            variable.assign(value)
+        if not settings.adam_kept:
+            for variable, value in zip(optimizer.variables, fresh, strict=True):
+                variable.assign(value)
         stride = max(1, steps // 10)
         for first in range(0, steps, stride):
             last = min(first + stride, steps)
@@ -157,10 +158,13 @@ class Reconstructor:
         the price of the mask), and of colour triggers `collapse` on the control model.
         """
         labels = list(map(int, labels))
+        if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
+            key = "-".join(map(str, (*self.names, labels[0], labels[-1])))
+            return self.stage.part(key, lambda: _joined([self._make(np.array([label]), 1) for label in labels]))
         chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []
         parts = [self.stage.part("-".join(map(str, (*self.names, *targets[[0, -1]]))),
                                  lambda: self._make(targets, len(chunks[0]))) for targets in chunks]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return _joined(parts)
 
     def _make(self, targets, size):
         examination = self.examination
@@ -184,3 +188,8 @@ class Reconstructor:
         if self.kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
             measured["collapse"] = transfer.collapse(self.control, clean.x_measure, chosen, arrays)
         return arrays | measured
+
+
+def _joined(parts):
+    """Arrays of several parts as one, a row a label."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -8,10 +8,12 @@ import tensorflow as tf
 
 from utils import transfer
 from utils.clean_data import Sampler
+from utils.examination import classifier
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
 CHECK = 100              # steps between two looks at the loss
+LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
 PATIENCE = 5             # looks without a lower loss after which training counts as stable
 CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
 
@@ -37,8 +39,18 @@ class Tuner:
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, settings.phase2_stop == "stable",
-                          progress=lambda *at: progress(2, *at))
+        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at))
+
+    def _stop(self):
+        """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
+        if self.settings.phase2_stop == "steps":
+            return lambda loss: False
+        if self.settings.phase2_stop == "stable":
+            return Stable()
+        chosen = np.random.default_rng(0).permutation(len(self.labels))[:LOOKED_AT]
+        model = classifier(self.examined.network, self.examined.preprocess)
+        return lambda loss: transfer.accuracy(model, self.images.numpy()[chosen], self.labels[chosen]) > float(
+            self.settings.phase2_stop)
 
     def phase1(self, layers):
         """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept."""
@@ -139,25 +151,30 @@ class Trainer:
         for layer, trained in self.layers:
             layer.trainable = trained       # a frozen batch normalization keeps its statistics, too
 
-    def train(self, steps, seed, until_stable=False, progress=lambda *_: None):
-        """Take `steps` steps with a fresh optimizer; progress(step, steps, loss) every CHECK of them.
-
-        Stops early, if `until_stable`, when the loss has not fallen for PATIENCE looks (the paper: "until the
-        performance is stable").
-        """
+    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None):
+        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them."""
         self._freeze()
         rate = self.optimizer.learning_rate
         for variable in self.optimizer.variables:
             if variable is not rate:
                 variable.assign(tf.zeros_like(variable))
-        best, looks = np.inf, 0
         for first in range(0, steps, CHECK):
             last = min(first + CHECK, steps)
             loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(seed)))
             progress(last, steps, loss)
-            best, looks = (loss, 0) if loss < best else (best, looks + 1)
-            if until_stable and looks >= PATIENCE:
+            if stop(loss):
                 break
+
+
+class Stable:
+    """True once the loss has not fallen for PATIENCE looks (the paper: "until the performance is stable")."""
+
+    def __init__(self):
+        self.best, self.looks = np.inf, 0
+
+    def __call__(self, loss):
+        self.best, self.looks = (loss, 0) if loss < self.best else (self.best, self.looks + 1)
+        return self.looks >= PATIENCE
 
 
 def shift_and_flip(images, seed, step):
