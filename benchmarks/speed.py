@@ -280,7 +280,10 @@ def stage(name):
 
 
 def machine():
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+    cpus = pathlib.Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")] \
+        if cpus.exists() else []
+    return {"processor": (names or [platform.machine()])[0], "cores": os.cpu_count(),
             "load before": round(os.getloadavg()[0], 2), "python": platform.python_version(), "tensorflow": tf.__version__,
             "keras": keras.__version__, "numpy": np.__version__}
 
