@@ -8,7 +8,7 @@ import pytest
 from utils.config import UserError
 from utils.controls import typical
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, control_costs_of, decide
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, control_costs_of, decide
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -39,7 +39,7 @@ def test_controls_compare_a_label_with_itself():
     transfers = table(0.9, 0.9, 0, 0, 0, 0)                  # transfers do not decide here
     assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=3.0) == INFECTED
     assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=2.9) == NO_CHEAPER
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0) == NO_CHEAPER       # too costly for a control to matter
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0) == TOO_COSTLY
     assert decide(0.9, transfers, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
     assert decide(0.5, transfers, priced, 0.4, cost=2.0, control=9.0) == RANDOM
 

@@ -19,6 +19,7 @@ RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "
 DEGENERATE = "clean: the filter leaves nothing to see"
 COLLAPSED = 0.5              # share of one label on a clean model over which a filter has erased the images
 NO_CHEAPER = "clean: as costly as its controls"
+TOO_COSTLY = "clean: too costly for a backdoor"     # so no controls were measured
 
 
 def decide(asr, transfers, settings, threshold, cost=None, control=None, collapse=0.0):
@@ -35,8 +36,10 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, collaps
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
+    if cost is not None and control is None:
+        return TOO_COSTLY
     if cost is not None:
-        return INFECTED if control is not None and control >= settings.control_ratio * cost else NO_CHEAPER
+        return INFECTED if control >= settings.control_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
