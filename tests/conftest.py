@@ -1,3 +1,27 @@
 """Loads `utils` before any test loads TensorFlow, as the scripts do: it chooses how TensorFlow computes."""
 
+import pytest
+
 import utils  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """A folder with a tiny network, tiny.keras, its weights alone, and clean images of its labels, clean.h5."""
+    from tests.test_foreign_scan import tiny, write_clean
+    folder = tmp_path_factory.mktemp("scene")
+    tiny().save(folder / "tiny.keras")
+    tiny().save_weights(folder / "alone.weights.h5")
+    write_clean(folder / "clean.h5")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def complete(scene, tmp_path_factory):
+    """RESULTS of an uninterrupted scan of the tiny network with all six scripts."""
+    from tests.test_foreign_scan import scan
+    from tests.test_pipeline import FEATURE, PATCH
+    results = tmp_path_factory.mktemp("complete")
+    for script in PATCH + FEATURE[1:]:
+        scan(script, scene, results)
+    return results

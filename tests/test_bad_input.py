@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import from_folder
-from tests.test_foreign_scan import LABELS, SIDE, clean_images, complaint, complete, scan, scene, tiny  # noqa: F401
+from tests.test_foreign_scan import LABELS, SIDE, clean_images, complaint, scan, tiny
 from tests.test_hostile_files import bytecode, described, save
 from tests.test_interruption import MADE, SCRIPTS, before
 from tests.test_pipeline import FEATURE, PATCH, ROOT
@@ -31,7 +31,7 @@ def files_in(folder):
 
 
 @pytest.fixture
-def results(complete, tmp_path):        # noqa: F811
+def results(complete, tmp_path):
     """A copy of a complete scan's artifacts."""
     shutil.copytree(complete, tmp_path / "results")
     return tmp_path / "results"
@@ -80,7 +80,7 @@ def results(complete, tmp_path):        # noqa: F811
     (FILTERS, {"FILTER_STEPS": 0}, "FILTER_STEPS 0"),
     (FILTERS, {"FILTER_RATE": -0.1}, "FILTER_RATE -0.1"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": -0.2}, "FILTER_TRANSFER_THRESHOLD -0.2")])
-def test_constants(script, changes, said, scene, tmp_path, capsys):     # noqa: F811
+def test_constants(script, changes, said, scene, tmp_path, capsys):
     assert said in complaint(capsys, script, scene, tmp_path / "results", **changes)
     assert not (tmp_path / "results").exists()
 
@@ -125,21 +125,21 @@ CLEAN = {
 
 
 @pytest.mark.parametrize("said", CLEAN)
-def test_clean_data(said, scene, tmp_path, capsys):         # noqa: F811
+def test_clean_data(said, scene, tmp_path, capsys):
     CLEAN[said](tmp_path / "data")
     line = complaint(capsys, PNNIR, scene, tmp_path / "results", CLEAN_DATA=str(tmp_path / "data"))
     assert said.format(path=tmp_path / "data") in line and str(tmp_path / "data") in line
     assert not (tmp_path / "results").exists()
 
 
-def test_fewer_clean_images_than_a_batch_are_enough(scene, tmp_path):       # noqa: F811
+def test_fewer_clean_images_than_a_batch_are_enough(scene, tmp_path):
     """Batches are drawn with replacement: two images of each label do, one to tune on and one to measure with."""
     scan(PNNIR, scene, tmp_path, BATCH=50, CLEAN_PER_LABEL=2)
     with h5py.File(tmp_path / "custom" / "tiny" / "pnnir.h5") as file:
         assert all(0 <= file[subset]["accuracy"][()] <= 1 for subset in ("1", "123"))
 
 
-def test_weights_that_are_no_numbers(scene, tmp_path, capsys):      # noqa: F811
+def test_weights_that_are_no_numbers(scene, tmp_path, capsys):
     network = tiny()
     network.get_layer("full").bias.assign([0, np.nan] * 4)
     network.save(tmp_path / "tiny.keras")
@@ -151,7 +151,7 @@ NEEDED = {RECONSTRUCTION: PNNIR, PRESERVATION: RECONSTRUCTION, DETECTION: PNNIR,
 
 
 @pytest.mark.parametrize("script", NEEDED)
-def test_a_stage_before_the_one_it_needs(script, scene, tmp_path, capsys):      # noqa: F811
+def test_a_stage_before_the_one_it_needs(script, scene, tmp_path, capsys):
     line = complaint(capsys, script, scene, tmp_path)
     assert f"{MADE[NEEDED[script]]}.h5 is missing: run {NEEDED[script]}.py first, with the same DATASET" in line
     assert not files_in(tmp_path)
@@ -159,7 +159,7 @@ def test_a_stage_before_the_one_it_needs(script, scene, tmp_path, capsys):      
 
 @pytest.mark.parametrize("script, missing", [(DETECTION, RECONSTRUCTION), (DETECTION, PRESERVATION),
                                              (FILTER_DETECTION, FILTERS)])
-def test_a_stage_between_that_was_left_out(script, missing, scene, results, capsys):        # noqa: F811
+def test_a_stage_between_that_was_left_out(script, missing, scene, results, capsys):
     (results / "custom" / "tiny" / f"{MADE[missing]}.h5").unlink()
     assert f"{MADE[missing]}.h5 is missing: run {missing}.py first" in complaint(capsys, script, scene, results)
 
@@ -168,7 +168,7 @@ def test_a_stage_between_that_was_left_out(script, missing, scene, results, caps
 @pytest.mark.parametrize("what, changes", [
     ("model", {"MODELS": ["{folder}/tiny.keras"]}), ("clean_data", {"CLEAN_PER_LABEL": 5}), ("seed", {"SEED": 1}),
     ("input_scaling", {"INPUT_RANGE": [-1.0, 1.0]})])
-def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_path, capsys):       # noqa: F811
+def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_path, capsys):
     if what == "model":
         other = tiny()
         other.get_layer("class").bias.assign(np.ones(LABELS))
@@ -193,27 +193,27 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (DETECTION, {"CONTROL_RATIO": 3.0}, "control_ratio was 2.0, is 3.0"),
     (FILTERS, {"FILTER_STEPS": 5}, "filter_steps was 4, is 5"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.2, is 0.4")])
-def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):        # noqa: F811
+def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):
     there = {path: path.read_bytes() for path in files_in(results)}
     line = complaint(capsys, script, scene, results, **changes)
     assert f"{MADE[script]}.h5 was made with other settings" in line and said in line and "add --overwrite" in line
     assert there == {path: path.read_bytes() for path in files_in(results)}
 
 
-def test_an_artifact_made_anew_makes_those_after_it_stale(scene, results, capsys):      # noqa: F811
+def test_an_artifact_made_anew_makes_those_after_it_stale(scene, results, capsys):
     complaint(capsys, PRESERVATION, scene, results, KEPT_ASR=0.5)
     scan(PRESERVATION, scene, results, KEPT_ASR=0.5, OVERWRITE=True)        # the refusal before keeps no lock
     assert "other settings (preserved_triggers was" in complaint(capsys, DETECTION, scene, results)
 
 
 @pytest.mark.parametrize("script", NEEDED)
-def test_a_damaged_artifact_before_it(script, scene, complete, tmp_path, capsys):       # noqa: F811
+def test_a_damaged_artifact_before_it(script, scene, complete, tmp_path, capsys):
     path = before(script, complete, tmp_path) / f"{MADE[NEEDED[script]]}.h5"
     path.write_bytes(path.read_bytes()[:-100])
     assert f"{path} is damaged or not an artifact of this project: delete it" in complaint(capsys, script, scene, tmp_path)
 
 
-def test_one_channel_has_no_colours(scene, tmp_path, capsys):       # noqa: F811
+def test_one_channel_has_no_colours(scene, tmp_path, capsys):
     x, y = clean_images(channels=1)
     with h5py.File(tmp_path / "grey.h5", "w") as file:
         file["x"], file["y"] = x, y
@@ -240,7 +240,7 @@ def mutated(data, content):
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), reader=st.sampled_from(["architecture", "png", "jpg", "names", "artifact"]))
-def test_every_other_reader_takes_or_refuses_damaged_bytes(scene, complete, tmp_path, data, reader):       # noqa: F811
+def test_every_other_reader_takes_or_refuses_damaged_bytes(scene, complete, tmp_path, data, reader):
     """Models, checkpoints and data files have tests of their own. Repeatable, since damage may crash HDF5 itself."""
     path = tmp_path / f"damaged.{reader}"
     image = clean_images()[0][0]

@@ -12,7 +12,7 @@ from keras import layers
 
 from models import architectures
 from tests.test_examined_model import keras2_file, keras2_layer, randomize
-from tests.test_pipeline import FEATURE, PATCH, call
+from tests.test_pipeline import PATCH, call
 from tests.test_published_checkpoint import published, write
 from utils.config import UserError, run
 from utils.datasets import DATASETS
@@ -43,16 +43,6 @@ def write_clean(path, **options):
     return path
 
 
-@pytest.fixture(scope="session")
-def scene(tmp_path_factory):
-    """A folder with tiny.keras, its weights alone, and clean.h5."""
-    folder = tmp_path_factory.mktemp("scene")
-    tiny().save(folder / "tiny.keras")
-    tiny().save_weights(folder / "alone.weights.h5")
-    write_clean(folder / "clean.h5")
-    return folder
-
-
 def scan(script, scene, results, **changes):
     """A stage on the tiny network in this process; every label counts as found, so that every stage has work."""
     call(script, scene, results, **{"DATASET": "custom", "MODELS": [str(scene / "tiny.keras")], "INPUT_RANGE": [0.0, 1.0],
@@ -71,15 +61,6 @@ def complaint(capsys, script, scene, results, **changes):
 
 def verdict(folder, name="detection"):
     return json.loads((folder / f"{name}.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def complete(scene, tmp_path_factory):
-    """RESULTS of an uninterrupted scan with all six scripts."""
-    results = tmp_path_factory.mktemp("complete")
-    for script in PATCH + FEATURE[1:]:
-        scan(script, scene, results)
-    return results
 
 
 def test_a_custom_model_gives_shape_labels_blocks_and_feature_map(scene, complete):

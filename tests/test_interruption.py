@@ -14,7 +14,7 @@ import time
 import h5py
 import pytest
 
-from tests.test_foreign_scan import complaint, complete, scan, scene  # noqa: F401
+from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
 
@@ -23,7 +23,7 @@ MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "
                           "potential_triggers_feature_space", "detection_feature_space")))
 
 
-def start(script, scene, results, **options):       # noqa: F811
+def start(script, scene, results, **options):
     """The script as a process of its own, with the constants that `scan` sets. options: of Popen."""
     constants = QUICK | {"DATASET": "custom", "MODELS": [scene / "tiny.keras"], "INPUT_RANGE": [0, 1], "RESULTS": results,
                          "CLEAN_DATA": scene / "clean.h5", "RANDOM_THRESHOLD": 0, "LABELS_AT_ONCE": 2}
@@ -36,7 +36,7 @@ def start(script, scene, results, **options):       # noqa: F811
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def before(script, complete, results):              # noqa: F811
+def before(script, complete, results):
     """A results folder with what the stage reads, and the stage's own artifacts missing."""
     folder = results / "custom" / "tiny"
     folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ LINES = {"pnnir": 21, "potential_triggers_reconstruction": 24, "critical_feature
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, scene, complete, tmp_path,  # noqa: F811
+def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, scene, complete, tmp_path,
                                                                         monkeypatch):
     folder = before(script, complete, tmp_path)
     dice = random.Random(script)
@@ -133,7 +133,7 @@ def test_killed_at_every_step_of_its_writing_a_stage_leaves_whole_files(tmp_path
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_disk_that_is_full_at_the_end_of_a_file_leaves_no_file(script, scene, complete, tmp_path, monkeypatch,  # noqa: F811
+def test_a_disk_that_is_full_at_the_end_of_a_file_leaves_no_file(script, scene, complete, tmp_path, monkeypatch,
                                                                  capsys):
     folder = before(script, complete, tmp_path)
     there = set(folder.rglob("*"))
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_file_leaves_no_file(script, scene, 
     assert {path.name for path in left} <= {f".{MADE[script]}.lock", f"{MADE[script]}.parts"}
 
 
-def test_a_file_that_may_not_grow_leaves_the_parts_before_it(scene, complete, tmp_path):       # noqa: F811
+def test_a_file_that_may_not_grow_leaves_the_parts_before_it(scene, complete, tmp_path):
     """A limit of the system in place of a full disk: the parts fit, the artifact of all of them does not."""
     whole = (complete / "custom" / "tiny" / "pnnir.h5").stat().st_size
     folder = tmp_path / "custom" / "tiny"
@@ -163,7 +163,7 @@ def test_a_file_that_may_not_grow_leaves_the_parts_before_it(scene, complete, tm
 @pytest.mark.parametrize("results, said", [
     ("{file}", "is no folder: name one"), ("{file}/below", "Not a directory"), ("/proc/results", "No such file"),
     ("", "RESULTS ''")])
-def test_results_where_no_folder_can_be_made(results, said, scene, tmp_path, capsys):       # noqa: F811
+def test_results_where_no_folder_can_be_made(results, said, scene, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("kept")
     assert said in complaint(capsys, "pnnir", scene, results.format(file=file))
