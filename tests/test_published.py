@@ -34,7 +34,7 @@ def scene():
                                feature_map="features", name="small")
     clean = SimpleNamespace(x_tune=x, y_tune=y, x_measure=x, y_measure=y)
     return Examination(examined, clean, SimpleNamespace(name="tests"), SETTINGS, None, 0, False,
-                       classifier(network, examined.preprocess), 1.0)
+                       classifier(network, examined.preprocess), 1.0, None)
 
 
 @pytest.fixture(scope="module")
