@@ -30,18 +30,19 @@ CLEAN_MASS: float | None = None          # v of L_clean
 PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×32; larger images: the same for their share)
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
+RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
 CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio of the costs could convict
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.controls import control_costs
+from utils.controls import measure_controls
 from utils.examination import examinations
 from utils.reconstruction import PatchTrigger, Reconstructor
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
-          "control_ratio")
+          "control_ratio", "restarts")
 
 
 def main():
@@ -55,7 +56,7 @@ def main():
             reconstruct = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
             arrays = reconstruct(range(examination.examined.labels))
             if examination.settings.controls:
-                arrays["controls"] = control_costs(examination, tuned, arrays, stage, LABELS_AT_ONCE)
+                arrays = measure_controls(examination, tuned, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

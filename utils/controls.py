@@ -13,28 +13,41 @@ from utils.reconstruction import PatchTrigger, Reconstructor
 GROUP = 8                # labels measured together
 
 
-def control_costs(examination, tuned, arrays, stage, labels_at_once=None):
-    """Costs of the controls: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of `settings.controls`.
+def measure_controls(examination, tuned, arrays, stage, labels_at_once=None):
+    """The patches, with restarts of the cheapest, and under `controls` what the controls of these cost.
 
     tuned: arrays of pnnir.h5; arrays: of the patches, labels × …. Labels come in the order of their patch's cost, until
     that times `settings.control_ratio` is more than any control measured so far: labels from there on cannot be
-    infected unless their controls cost more than all the others'. Labels whose pattern is random have none.
+    infected unless their controls cost more than all the others'. Labels whose pattern is random have none. A label
+    that has controls is started again `settings.restarts` times and keeps its cheapest patch: found once is found.
+    Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
+    `settings.controls`.
     """
     settings = examination.settings
-    models = examination.models(tuned, settings.controls)
+    models = examination.models(tuned, ["examined/123", *settings.controls])
     chunk = min(GROUP, labels_at_once or GROUP)
+    again = [Reconstructor(PatchTrigger, examination, models, "examined/123", stage, chunk, restart)
+             for restart in range(1, settings.restarts + 1)]
     reconstructors = [Reconstructor(PatchTrigger, examination, models, pair, stage, chunk) for pair in settings.controls]
+    arrays = {name: array.copy() for name, array in arrays.items()}
     order = np.argsort(arrays["cost"], kind="stable")
     order = order[arrays["asr"][order] >= settings.random_threshold]
     groups, highest = [], np.inf
     for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
         if arrays["cost"][group[0]] * settings.control_ratio > highest:
             break
-        found = [reconstructor(np.sort(group)) for reconstructor in reconstructors]
-        groups.append({"label": np.sort(group)} | {name: np.stack([one[name] for one in found], axis=1)
+        group = np.sort(group)
+        for restarted in (reconstructor(group) for reconstructor in again):
+            cheaper = restarted["cost"] < arrays["cost"][group]
+            for name, array in arrays.items():
+                array[group[cheaper]] = restarted[name][cheaper]
+        found = [reconstructor(group) for reconstructor in reconstructors]
+        groups.append({"label": group} | {name: np.stack([one[name] for one in found], axis=1)
                                                    for name in ("cost", "entropy", "asr")})
         highest = max(typical(row) for one in groups for row in one["cost"])
-    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]} if groups else {}
+    if groups:
+        arrays["controls"] = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+    return arrays
 
 
 def typical(costs):

@@ -45,6 +45,7 @@ class Settings:
     adam_kept: bool = False              # the release never resets Adam: labels go one by one, each with the moments before
     # Pairs of models without the backdoor: what a patch effective on the first, not on the second, costs as a control.
     controls: tuple = ()
+    restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
 
     # Potential trigger reconstruction, feature space (paper, supplementary).
     filter_steps: int = 200
@@ -102,6 +103,7 @@ DEFAULT = Settings(
     price_ramp=0.5,
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123"),     # each label is its own control
+    restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
     # On the models used to choose it clean labels stayed at 1.72 or less and true labels at 2.7 or more. Large triggers
     # come closer (1.8 was measured for one of 19 % of the image): a lower ratio would find them and flag clean labels.
     control_ratio=2.0,

@@ -142,14 +142,14 @@ class Reconstructor:
 
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
     as "examined/123". Finished chunks are kept as parts of `stage`. One trigger and one compiled optimization serve all
-    chunks, of `labels_at_once` labels at most.
+    chunks, of `labels_at_once` labels at most. restart: another number, another start and other draws of images.
     """
 
-    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None):
+    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, restart=0):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
         self.attacked, self.control = (models[name] for name in self.names)
         self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
-        self.compiled = None
+        self.compiled, self.restart = None, restart
 
     def __call__(self, labels):
         """Arrays with one row for each of `labels`, and what each trigger costs.
@@ -159,16 +159,18 @@ class Reconstructor:
         """
         labels = list(map(int, labels))
         if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
-            key = "-".join(map(str, (*self.names, labels[0], labels[-1])))
-            return self.stage.part(key, lambda: _joined([self._make(np.array([label]), 1) for label in labels]))
+            return self.stage.part(self._key(labels),
+                                   lambda: _joined([self._make(np.array([label]), 1) for label in labels]))
         chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []
-        parts = [self.stage.part("-".join(map(str, (*self.names, *targets[[0, -1]]))),
-                                 lambda: self._make(targets, len(chunks[0]))) for targets in chunks]
+        parts = [self.stage.part(self._key(targets), lambda: self._make(targets, len(chunks[0]))) for targets in chunks]
         return _joined(parts)
+
+    def _key(self, labels):
+        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(self.restart)] * bool(self.restart))
 
     def _make(self, targets, size):
         examination = self.examination
-        clean, settings, seed = examination.clean, examination.settings, examination.seed
+        clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * self.restart
         if self.compiled is None:
             trigger = self.kind(targets, examination.examined.shape, settings, seed)
             sampler = Sampler(clean.y_tune, examination.examined.labels)
@@ -177,9 +179,10 @@ class Reconstructor:
         trigger, optimize, size = self.compiled
         padded = np.pad(targets, (0, size - len(targets)), "edge")
         trigger.start(padded)
+        shown = ", ".join(map(str, targets[:8])) + " ..." * (len(targets) > 8)
+        again = f", start {self.restart + 1}" if self.restart else ""
         arrays = optimize(padded, lambda step: examination.say(
-            f"labels {', '.join(map(str, targets[:8]))}{' ...' * (len(targets) > 8)} on {self.names[0]}, not on "
-            f"{self.names[1]}: step {step} of {trigger.steps}"))
+            f"labels {shown} on {self.names[0]}, not on {self.names[1]}{again}: step {step} of {trigger.steps}"))
         arrays = {name: array[:len(targets)] for name, array in arrays.items()}
         chosen = examination.measured[targets]
         asr, entropy = transfer.measure(self.attacked, clean.x_measure, chosen, arrays, targets)
