@@ -27,6 +27,7 @@ LEARNING_RATE: float | None = None       # of Adam, both phases; none: the named
 BATCH: int | None = None                 # images a step, drawn evenly over the labels
 PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
+ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 configure(globals())
 
 from utils import transfer  # TensorFlow loads after the flags were read
@@ -34,7 +35,7 @@ from utils.examination import examinations, set_weights, weights_of
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, Tuner
 
-FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment")
+FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment", "erase")
 
 
 def main():

@@ -153,3 +153,22 @@ def test_the_release_stops_phase_2_at_the_first_look_at_enough_accuracy(scene, s
     tuner, seen = tuning.Tuner(examined, clean, replace(settings(0, 4), phase2_stop=share)), []
     tuner.tune(block_layers(examined.network, ("class",)), 1, seed=1, progress=lambda phase, *at: seen.append(phase))
     assert seen.count(2) == looks
+
+
+def test_erasing_puts_noise_or_one_colour_into_one_rectangle_of_most_images():
+    images = tf.constant(np.full((200, 20, 30, 3), 7, np.uint8))
+    erased = tuning.erase(images, 3, tf.constant(5), 0.5).numpy()
+    np.testing.assert_array_equal(erased, tuning.erase(images, 3, tf.constant(5), 0.5).numpy())
+    changed = (erased != 7).any(axis=3)
+    sizes, colours = [], []
+    for image, inside in zip(erased, changed):
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        if len(rows):
+            box = image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            assert inside.sum() >= 0.9 * box[..., 0].size         # noise may fall on the old value
+            sizes.append(box.shape[:2])
+            colours.append((box == box[0, 0]).all())
+    assert 0.6 < len(sizes) / 200 < 0.9                            # ERASED, less those too small to cover a pixel
+    assert np.max(sizes, axis=0).tolist() <= [10, 15] and np.max(sizes, axis=0).min() >= 8
+    assert 0.3 < np.mean(colours) < 0.7
+    np.testing.assert_array_equal(tuning.erase(images, 3, tf.constant(5), 0.0).numpy(), images)

@@ -30,6 +30,7 @@ class Settings:
     # look, every 100 steps, at which so large a share of 200 clean images is classified rightly.
     phase2_stop: str = "steps"
     augment: bool = False                # random crop (pad 4) and horizontal flip
+    erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
 
     # Potential trigger reconstruction, patch (paper IV-C).
     steps: int = 100
@@ -94,6 +95,9 @@ class Dataset:
 
 DEFAULT = Settings(
     # One set of numbers for all datasets. What departs from the paper, and why:
+    # Large triggers survive fine-tuning on clean images: a network that is shown random rectangles unlearns that a patch
+    # decides. On signs (12×12 noise) tuned model 123 keeps 55 % of the ASR without, 2 % with it, and is more accurate.
+    erase=0.6,
     steps=400,                 # 100 steps do not converge: on GTSRB the true trigger then hides among APs
     # With a price per pixel a mask that starts at 0 stays there, and one that pays the whole price at once, or moves at
     # 0.1, falls to nothing within five steps, long before the trigger shows: on GTSRB (5×5 square) it was found with

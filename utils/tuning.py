@@ -13,6 +13,7 @@ from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
 CHECK = 100              # steps between two looks at the loss
+ERASED = 0.8             # share of the images that random erasing changes
 LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
 PATIENCE = 5             # looks without a lower loss after which training counts as stable
 CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
@@ -65,14 +66,15 @@ class Tuner:
     def phase2(self):
         """The `Trainer` of the whole network, compiled once for all tuned models."""
         everything = [layer for layer in self.examined.network.layers if layer.weights]
-        return Trainer(self.examined.network, everything, self._augmented if self.settings.augment else self._scaled,
-                       [self.images], self.labels, self.settings)
+        return Trainer(self.examined.network, everything, self._augmented, [self.images], self.labels, self.settings)
 
     def _scaled(self, batch, *_):
         return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
 
     def _augmented(self, batch, step, seed):
-        return self._scaled(shift_and_flip(batch, seed, step))
+        if self.settings.augment:
+            batch = shift_and_flip(batch, seed, step)
+        return self._scaled(erase(batch, seed, step, self.settings.erase) if self.settings.erase else batch)
 
     def _features(self, front, size):
         """Outputs of the frozen part for all images, a list of tensors of `size` bytes; one for all with this frontier."""
@@ -188,3 +190,25 @@ def shift_and_flip(images, seed, step):
     columns = tf.where(flip, columns[:, ::-1], columns)
     rows = tf.gather(padded, tf.range(height) + corner[0], batch_dims=1)
     return tf.gather(rows, tf.repeat(columns[:, None], height, axis=1), axis=2, batch_dims=2)
+
+
+def erase(images, seed, step, largest):
+    """Random erasing (Zhong et al. 2017): a rectangle of noise or of one colour on ERASED of the images, anywhere.
+
+    images: uint8 N×H×W×C, also the result. largest: the rectangle's sides are uniform up to this share of the image's.
+    """
+    count, height, width, channels = images.shape
+    key = tf.stack([tf.cast(seed, tf.int32), tf.cast(step, tf.int32)])
+    draw = tf.random.stateless_uniform((6, count), key + 3_000_017)
+    inside = draw[5, :, None, None] < ERASED
+
+    def span(size, length, place):
+        """Which of `size` rows or columns the rectangles cover, N×size."""
+        side = length[:, None] * largest * size
+        first, pixels = place[:, None] * (size - side), tf.range(size, dtype=tf.float32) + 0.5
+        return (first < pixels) & (pixels < first + side)
+    inside &= span(height, draw[0], draw[1])[:, :, None] & span(width, draw[2], draw[3])[:, None, :]
+    colour = tf.random.stateless_uniform((count, 1, 1, channels), key + 4_000_037, 0, 256, tf.int32)
+    noise = tf.random.stateless_uniform((count, height, width, channels), key + 5_000_011, 0, 256, tf.int32)
+    fill = tf.cast(tf.where(draw[4, :, None, None, None] < 0.5, noise, colour), tf.uint8)
+    return tf.where(inside[..., None], fill, images)
