@@ -24,7 +24,7 @@ def measured(monkeypatch):
         def __call__(self, labels):
             calls.append((self.pair, list(labels)))
             if self.restart:                     # a second start finds a patch of cost 4 for every label
-                return {"cost": np.full(len(labels), 4.0), "asr": np.full(len(labels), 0.7)}
+                return {"cost": np.full(len(labels), 4.0), "asr": np.where(np.array(labels) == 3, 0.5, 0.7)}
             cost = (np.array(labels) + 2.0) * (4 if self.pair == "23/123" else 1)
             return {"cost": cost, "entropy": cost / 2, "asr": cost * 0 + 0.9}
     monkeypatch.setattr(controls, "Reconstructor", Made)
@@ -64,9 +64,7 @@ def test_a_lower_ratio_measures_more_labels(measured):
 
 
 def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
-    given = [5.0, 3.0, 90.0]
-    found = measure(given, [0.9, 0.9, 0.9], restarts=1)
-    assert measured[0] == ("examined/123", [0, 1])
-    np.testing.assert_allclose(found["cost"], [4.0, 3.0, 90.0])
-    np.testing.assert_allclose(found["asr"], [0.7, 0.9, 0.9])
-    assert given == [5.0, 3.0, 90.0]
+    found = measure([5.0, 3.0, 90.0, 5.5], [0.9] * 4, ratio=0.1, restarts=1)
+    assert measured[0] == ("examined/123", [0, 1]) and measured[3] == ("examined/123", [2, 3])
+    np.testing.assert_allclose(found["cost"], [4.0, 3.0, 4.0, 5.5])     # the second start of label 3 is random
+    np.testing.assert_allclose(found["asr"], [0.7, 0.9, 0.7, 0.9])

@@ -19,7 +19,8 @@ def measure_controls(examination, tuned, arrays, stage, labels_at_once=None):
     tuned: arrays of pnnir.h5; arrays: of the patches, labels × …. Labels come in the order of their patch's cost, until
     that times `settings.control_ratio` is more than any control measured so far: labels from there on cannot be
     infected unless their controls cost more than all the others'. Labels whose pattern is random have none. A label
-    that has controls is started again `settings.restarts` times and keeps its cheapest patch: found once is found.
+    that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not random: found
+    once is found.
     Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
     `settings.controls`.
     """
@@ -38,7 +39,8 @@ def measure_controls(examination, tuned, arrays, stage, labels_at_once=None):
             break
         group = np.sort(group)
         for restarted in (reconstructor(group) for reconstructor in again):
-            cheaper = restarted["cost"] < arrays["cost"][group]
+            reaches = restarted["asr"] >= settings.random_threshold
+            cheaper = reaches & (restarted["cost"] < arrays["cost"][group])
             for name, array in arrays.items():
                 array[group[cheaper]] = restarted[name][cheaper]
         found = [reconstructor(group) for reconstructor in reconstructors]
