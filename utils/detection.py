@@ -18,8 +18,8 @@ HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing a
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
 COLLAPSED = 0.5              # share of one label on a clean model over which a filter has erased the images
-NO_CHEAPER = "clean: as costly as its controls"
-TOO_COSTLY = "clean: too costly for a backdoor"     # so no controls were measured
+NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
+TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
 
 def decide(asr, transfers, settings, threshold, cost=None, control=None, collapse=0.0):
