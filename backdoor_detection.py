@@ -42,8 +42,7 @@ def main():
     for examination in examinations(globals()):
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
         found, made_with, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
-        preserved, made_from, preserved_triggers = examination.read("preserved_triggers",
-                                                                    "critical_features_preservation.py")
+        preserved, _, preserved_triggers = examination.read("preserved_triggers", "critical_features_preservation.py")
         controls = control_costs_of(found, made_with, examination.settings)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:

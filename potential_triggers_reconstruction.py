@@ -52,11 +52,11 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            models = examination.models(tuned, ["examined/123"])
+            models = examination.models(tuned, ["examined/123", *examination.settings.controls])
             reconstruct = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
             arrays = reconstruct(range(examination.examined.labels))
             if examination.settings.controls:
-                arrays = measure_controls(examination, tuned, arrays, stage, LABELS_AT_ONCE)
+                arrays = measure_controls(examination, models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

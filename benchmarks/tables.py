@@ -159,8 +159,8 @@ def statistics(row, label, arrays):
                   "controls' median to cost": np.median(costs) / row["cost"],
                   "lowest control to cost": costs.min() / row["cost"],
                   "controls' mean less cost": costs.mean() - row["cost"],
-                  "controls' mean size to size": (row["cost"] - arrays["entropy"][label] + 1e-3) ** -1
-                                                 * float(np.mean(costs - entropies))}
+                  "controls' mean size to size": float(np.mean(costs - entropies))
+                                                 / (row["cost"] - float(arrays["entropy"][label]) + 1e-3)}
         found |= {f"control {pair} to cost": value / row["cost"] for pair, value in row["controls"].items()}
     return found
 

@@ -33,8 +33,7 @@ def measured(monkeypatch):
 
 
 def measure(cost, asr, ratio=2.0, restarts=0):
-    examination = SimpleNamespace(settings=replace(Settings(), controls=PAIRS, control_ratio=ratio, restarts=restarts),
-                                  models=lambda tuned, pairs: None)
+    examination = SimpleNamespace(settings=replace(Settings(), controls=PAIRS, control_ratio=ratio, restarts=restarts))
     return controls.measure_controls(examination, None, {"cost": np.array(cost), "asr": np.array(asr)}, None)
 
 

@@ -55,6 +55,8 @@ def test_controls_left_out_by_the_reconstruction_are_an_error():
     for change in ({"control_ratio": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             control_costs_of(found, made_with, replace(priced, **change))
+    with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
+        control_costs_of(found, {"random_threshold": 0.6}, priced)        # made before there were controls
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

@@ -13,19 +13,18 @@ from utils.reconstruction import PatchTrigger, Reconstructor
 GROUP = 8                # labels measured together
 
 
-def measure_controls(examination, tuned, arrays, stage, labels_at_once=None):
+def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     """The patches, with restarts of the cheapest, and under `controls` what the controls of these cost.
 
-    tuned: arrays of pnnir.h5; arrays: of the patches, labels × …. Labels come in the order of their patch's cost, until
-    that times `settings.control_ratio` is more than any control measured so far: labels from there on cannot be
-    infected unless their controls cost more than all the others'. Labels whose pattern is random have none. A label
-    that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not random: found
-    once is found.
+    models: by name, from `examination.models`; arrays: of the patches, labels × …. Labels come in the order of their
+    patch's cost, until that times `settings.control_ratio` is more than any control measured so far: labels from there on
+    cannot be infected unless their controls cost more than all the others'. Labels whose pattern is random have none. A
+    label that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not random:
+    found once is found.
     Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
     `settings.controls`.
     """
     settings = examination.settings
-    models = examination.models(tuned, ["examined/123", *settings.controls])
     chunk = min(GROUP, labels_at_once or GROUP)
     again = [Reconstructor(PatchTrigger, examination, models, "examined/123", stage, chunk, restart)
              for restart in range(1, settings.restarts + 1)]

@@ -68,7 +68,7 @@ def control_costs_of(found, made_with, settings):
     """
     if not settings.controls:
         return {}
-    if (made_with["controls"] != list(settings.controls) or made_with["random_threshold"] > settings.random_threshold
+    if (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"] > settings.random_threshold
             or made_with["control_ratio"] > settings.control_ratio):
         raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
                         "CONTROL_RATIO: run potential_triggers_reconstruction.py again with --overwrite and these settings")
@@ -79,7 +79,8 @@ def control_costs_of(found, made_with, settings):
 def report(examination, stage, found, transfers, threshold, masks=None, controls=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
-    masks: preserved masks of patches. controls: from `control_costs_of`; None or {} lets the transfers decide.
+    masks: preserved masks of patches. controls: from `control_costs_of`. Patches are decided by their costs where the
+    settings name controls, everything else by its transfers.
     """
     settings = examination.settings
     by_cost = bool(settings.controls) and masks is not None

@@ -49,9 +49,9 @@ class Tuner:
         if self.settings.phase2_stop == "stable":
             return Stable()
         chosen = np.random.default_rng(0).permutation(len(self.labels))[:LOOKED_AT]
-        model = classifier(self.examined.network, self.examined.preprocess)
-        return lambda loss: transfer.accuracy(model, self.images.numpy()[chosen], self.labels[chosen]) > float(
-            self.settings.phase2_stop)
+        images, labels = tf.gather(self.images, chosen).numpy(), self.labels[chosen]
+        model, enough = classifier(self.examined.network, self.examined.preprocess), float(self.settings.phase2_stop)
+        return lambda loss: transfer.accuracy(model, images, labels) > enough
 
     def phase1(self, layers):
         """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept."""
