@@ -28,7 +28,7 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-CONTROL_RATIO: float | None = None       # infected where the controls cost this many times the label's own patch
+CONTROL_RATIO: float | None = None       # infected where controls to cost is this many times what is usual on the model
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read

@@ -31,7 +31,7 @@ PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×3
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
-CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio of the costs could convict
+CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio, times the usual, could convict
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 

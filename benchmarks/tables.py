@@ -2,7 +2,8 @@
 
 Per label: share of target labels missed (FNR) and of clean labels flagged (FPR). Per model: backdoored models flagged
 with exactly their targets, and clean models passed. Every rate has its Wilson interval of 95 %. Models whose scan is not
-finished are left out and named.
+finished are left out and named. With FIGURES the figures of every scan are kept in one small file, a line a scan, which
+stands in for the artifacts once these are gone.
 
     python -m benchmarks.tables --zoo benchmarks/validation_zoo.txt --results results/zoo/default
 """
@@ -19,53 +20,75 @@ from utils.config import configure, run
 ZOO = "benchmarks/validation_zoo.txt"    # the list of models
 RESULTS = ["results/zoo/default"]        # folders that benchmarks.zoo wrote, one for each named setting
 MODELS = "models"                        # MODELS/DATASET/NAME.json tell what each model's triggers are
+FIGURES = ""                             # file of all scans' figures: read where artifacts are missing, then updated
 STATISTICS = False                       # also how well each statistic separates labels, whatever its threshold (AUROC)
 MODEL_ROWS = False                       # also a line for each model
+LEFT = False                             # also the hidden triggers' ASR on the tuned models, by re-initialized blocks
 SWEEPS = False                           # also FNR and FPR of TNDA under other thresholds, l and q, and of the outlier rule
 
 configure(globals())
 
-from benchmarks.zoo import read_zoo  # TensorFlow loads after the flags were read
-from utils.artifacts import read
+from benchmarks.zoo import read_figures, read_zoo  # TensorFlow loads after the flags were read
 from utils.detection import INFECTED
+from utils.files import replacing
+from utils.tuning import SUBSETS
 
 BINS = (0, 0.03, 0.10, 0.18, 1)          # of the trigger's share of the image
 
 
 def main():
-    for results in RESULTS:
-        scans, missing = read_scans(ZOO, pathlib.Path(results), pathlib.Path(MODELS))
+    kept = read_figures(FIGURES)
+    for results in map(pathlib.Path, RESULTS):
+        scans, missing = read_scans(ZOO, results, pathlib.Path(MODELS), kept)
+        kept |= {scan_key(scan): scan for scan in scans}
         left = f", not finished: {', '.join(missing)}" if missing else ""
-        print(f"### {pathlib.Path(results).name}: {len(scans)} scans{left}")
+        print(f"### {results.name}: {len(scans)} scans{left}")
         print(confusion(scans))
         if MODEL_ROWS:
             print("\n".join(map(model_row, scans)), "\n")
         if STATISTICS:
             print(separation(scans))
+        if LEFT:
+            print(leftover(scans))
         if SWEEPS:
             print(sweeps(scans))
+    if FIGURES:
+        with replacing(FIGURES) as temporary, open(temporary, "w") as file:
+            file.writelines(json.dumps(scan, separators=(",", ":")) + "\n" for _, scan in sorted(kept.items()))
 
 
-def read_scans(zoo, results, models):
-    """(scans, names of the unfinished): a dict for each detection, with the truth from the model's report."""
+def scan_key(scan):
+    return scan["results"], scan["dataset"], scan["name"], scan["stage"]
+
+
+def read_scans(zoo, results, models, kept=None):
+    """(scans, names of the unfinished): a dict for each detection, with the truth from the model's report.
+
+    kept: scans by `scan_key`, of FIGURES, for models whose artifacts are gone.
+    """
     scans, missing = [], []
     for dataset, name, _ in read_zoo(zoo):
         report = models / dataset / f"{name}.json"
-        attacks = json.loads(report.read_text())["attacks"] if report.exists() else []
-        filters = [attack for attack in attacks if attack["kind"] == "filter"]
-        patches = [attack for attack in attacks if attack["kind"] != "filter"]
-        folder, found = results / dataset / name, 0
-        for stage, of_kind in (("detection", patches), ("detection_feature_space", filters)):
+        trained = json.loads(report.read_text()) if report.exists() else {"attacks": []}
+        attacks, folder, found = trained["attacks"], results / dataset / name, 0
+        left = json.loads((folder / "leftover.json").read_text()) if (folder / "leftover.json").exists() else {}
+        for stage, filters in (("detection", False), ("detection_feature_space", True)):
+            key = results.name, dataset, name, stage
             if (folder / f"{stage}.json").exists():
-                verdict, found = json.loads((folder / f"{stage}.json").read_text()), found + 1
-                scans.append({"dataset": dataset, "name": name, "stage": stage, "labels": verdict["labels"],
-                              "targets": {attack["target"] for attack in of_kind}, "folder": folder,
-                              "asr": [attack["asr"] for attack in attacks],
-                              "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
-                              "triggers": [attack["spec"] for attack in of_kind],
-                              "infected": set(verdict["infected_labels"]),
-                              "threshold": next(value for key, value in verdict["settings"].items()
-                                                if key.endswith("transfer_threshold"))})
+                verdict = json.loads((folder / f"{stage}.json").read_text())
+                of_kind = [attack for attack in attacks if (attack["kind"] == "filter") == filters]
+                scans.append(dict(zip(("results", "dataset", "name", "stage"), key)) | {
+                    "targets": sorted({attack["target"] for attack in of_kind}), "infected": verdict["infected_labels"],
+                    "triggers": [attack["spec"] for attack in of_kind], "asr": [attack["asr"] for attack in of_kind],
+                    "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
+                    "clean_accuracy": trained.get("clean_accuracy"), "left": left,
+                    "threshold": next(value for key, value in verdict["settings"].items()
+                                      if key.endswith("transfer_threshold")), "labels": verdict["labels"]})
+            elif kept and key in kept:
+                scans.append(kept[key])
+            else:
+                continue
+            found += 1
         if not found:
             missing.append(f"{dataset}/{name}")
     return scans, missing
@@ -114,7 +137,7 @@ def model_row(scan):
     """One line: what was hidden, what was found, and the closest calls."""
     ratio = {int(label): row["control"] / row["cost"] for label, row in scan["labels"].items() if "control" in row}
     text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
-    text += f"hidden {sorted(scan['targets'])} found {sorted(scan['infected'])}"
+    text += f"hidden {scan['targets']} found {scan['infected']}"
     shown = {label: scan["labels"][str(label)] for label in scan["targets"]}
     text += "".join(f"; {label}: ASR {row['asr']:.2f}, cost {row.get('cost', math.nan):.2f}, ratio "
                     f"{ratio.get(label, math.nan):.2f}" for label, row in shown.items())
@@ -129,11 +152,10 @@ def separation(scans):
     for scan in scans:
         if scan["stage"] != "detection":
             continue
-        arrays = read(scan["folder"] / "potential_triggers.h5")[0]
         for label, row in scan["labels"].items():
             if row["decision"] != INFECTED and not row["transfer"]:
                 continue
-            for name, value in statistics(row, int(label), arrays).items():
+            for name, value in statistics(row).items():
                 for dataset in (scan["dataset"], "all"):
                     values[name][dataset].append((value, int(label) in scan["targets"]))
     datasets = sorted({dataset for columns in values.values() for dataset in columns})
@@ -143,7 +165,7 @@ def separation(scans):
     return "\n".join(lines) + "\n"
 
 
-def statistics(row, label, arrays):
+def statistics(row):
     """Every statistic tried, larger where a label is rather infected."""
     transfer = np.array(list(row["transfer"].values())) if row["transfer"] else np.zeros(1)
     found = {"ASR on the examined model": row["asr"], "small mask": -row["mask_size"],
@@ -151,18 +173,32 @@ def statistics(row, label, arrays):
              "low median transfer": -np.median(transfer), "low mean transfer": -transfer.mean(),
              "low largest transfer relative to ASR": -transfer.max() / max(row["asr"], 1e-6)}
     if "controls" in row:
-        place = list(arrays["controls"]["label"]).index(label)
         costs = np.array(list(row["controls"].values()))
-        entropies = arrays["controls"]["entropy"][place]
-        found |= {"low cost": -row["cost"], "low cross-entropy": -float(arrays["entropy"][label]),
-                  "controls' geometric mean to cost": row["control"] / row["cost"],
+        found |= {"low cost": -row["cost"], "controls' geometric mean to cost": row["control"] / row["cost"],
                   "controls' median to cost": np.median(costs) / row["cost"],
                   "lowest control to cost": costs.min() / row["cost"],
-                  "controls' mean less cost": costs.mean() - row["cost"],
-                  "controls' mean size to size": float(np.mean(costs - entropies))
-                                                 / (row["cost"] - float(arrays["entropy"][label]) + 1e-3)}
+                  "controls' mean less cost": costs.mean() - row["cost"]}
         found |= {f"control {pair} to cost": value / row["cost"] for pair, value in row["controls"].items()}
     return found
+
+
+def leftover(scans):
+    """Clean accuracy and the hidden triggers' ASR on each tuned model, means over models and triggers; the paper's figures
+    are for k re-initialized layers."""
+    papers = {1: "4.3, 93.7", 2: "4.0, 93.4", 3: "3.8, 89.6"}
+    lines = ["| model | kind | ASR left: mean, largest | clean accuracy: mean, lowest | paper: ASR, accuracy (%) |",
+             "|---|---|---|---|---|"]
+    measured = {(scan["dataset"], scan["name"], scan["stage"]): scan["left"] for scan in scans
+                if scan["left"] and scan["targets"]}
+    for name in ("examined", *SUBSETS):
+        for kind, stage in (("patch", "detection"), ("filter", "detection_feature_space")):
+            rows = [left[name] for (*_, of), left in measured.items() if of == stage]
+            if rows:
+                asr, accuracy = np.concatenate([row["asr"] for row in rows]), np.array([row["accuracy"] for row in rows])
+                paper = papers[len(name)] if name in SUBSETS else "–"
+                lines.append(f"| {name} | {kind} | {asr.mean():.1%}, {asr.max():.1%} | {accuracy.mean():.1%}, "
+                             f"{accuracy.min():.1%} | {paper} |")
+    return "\n".join(lines) + "\n"
 
 
 def sweeps(scans):

@@ -7,6 +7,7 @@ the same command goes on where it stopped; each model's output is in RESULTS/DAT
     python -m benchmarks.zoo --zoo benchmarks/validation_zoo.txt --processes 2
 """
 
+import json
 import os
 import pathlib
 import shlex
@@ -24,6 +25,7 @@ PROCESSES = 2                            # models at work at a time, which share
 SETTINGS = "default"                     # named setting of the scans
 RESULTS = "results/zoo/default"          # artifacts and logs of the scans; another folder for other settings
 MODELS = "models"                        # trained models go to MODELS/DATASET/NAME.keras
+FIGURES = ""                             # file that benchmarks.tables wrote: models with figures in it are not scanned again
 
 configure(globals(), tensorflow=False)
 
@@ -32,8 +34,10 @@ FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detect
 
 
 def main():
-    models = [model for model in read_zoo(ZOO) if not DATASETS or model[0] in DATASETS]
-    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // PROCESSES)),
+    known = {(dataset, name) for results, dataset, name, _ in read_figures(FIGURES) if results == pathlib.Path(RESULTS).name}
+    models = [model for model in read_zoo(ZOO) if model[:2] not in known and (not DATASETS or model[0] in DATASETS)]
+    threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
+    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,
                                 "TF_CPP_MIN_LOG_LEVEL": "3"}
     with ThreadPoolExecutor(PROCESSES) as pool:
         failed = [name for name in pool.map(lambda model: scan(*model, environment), models) if name]
@@ -59,6 +63,14 @@ def read_zoo(path):
     return models
 
 
+def read_figures(path):
+    """What benchmarks.tables keeps of every scan: a dict by the results folder's name, dataset, model and stage."""
+    if not path or not pathlib.Path(path).exists():
+        return {}
+    scans = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    return {(scan["results"], scan["dataset"], scan["name"], scan["stage"]): scan for scan in scans}
+
+
 def commands(row, name, flags):
     """Every command that one model needs, in order."""
     attacks = [word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:"))]
@@ -66,9 +78,9 @@ def commands(row, name, flags):
     stages += PATCH if not attacks or set(attacks) - {"filter"} else ()
     stages += FILTER if row.shape[-1] == 3 and (not attacks or "filter" in attacks) else ()
     yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, *flags]
-    for stage in stages:
-        yield [stage, "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras", "--settings", SETTINGS,
-               "--results", RESULTS]
+    for stage in (*stages, "-m benchmarks.leftover"):
+        yield [*stage.split(), "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras",
+               "--settings", SETTINGS, "--results", RESULTS]
 
 
 def scan(dataset_name, name, flags, environment):

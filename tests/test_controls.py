@@ -29,6 +29,7 @@ def measured(monkeypatch):
             return {"cost": cost, "entropy": cost / 2, "asr": cost * 0 + 0.9}
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)
+    monkeypatch.setattr(controls, "USUAL", (1.0, 1.0))
     return calls
 
 
@@ -51,6 +52,11 @@ def test_labels_come_in_the_order_of_cost_until_no_control_could_convict_them(me
     assert controls.typical(found["cost"][0]) == pytest.approx(6.0)
 
 
+def test_fewer_labels_could_be_convicted_where_all_ratios_are_high(measured, monkeypatch):
+    monkeypatch.setattr(controls, "USUAL", (1.0, 2.5))       # the first two labels' ratios are 4 and 12
+    assert len(costs([5.5, 1.5, 6.1, 5.0, 1.0], [0.9] * 5)["label"]) == 2
+
+
 def test_random_patterns_need_no_controls(measured):
     found = costs([1.0, 1.0, 1.0], [0.59, 0.6, 0.2])
     np.testing.assert_array_equal(found["label"], [1])
@@ -67,3 +73,11 @@ def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
     assert measured[0] == ("examined/123", [0, 1]) and measured[3] == ("examined/123", [2, 3])
     np.testing.assert_allclose(found["cost"], [4.0, 3.0, 4.0, 5.5])     # the second start of label 3 is random
     np.testing.assert_allclose(found["asr"], [0.7, 0.9, 0.7, 0.9])
+
+
+def test_what_is_usual_is_the_lower_median_within_bounds():
+    assert controls.usual([1.9, 1.7, 1.2, 6.0, 7.0]) == 1.9
+    assert controls.usual([1.2, 1.4, 6.0, 7.0]) == 1.4       # half of the labels infected: the upper clean one
+    assert controls.usual([0.7, 0.8, 0.6]) == 1.0            # no model's clean labels make a label easier to convict
+    assert controls.usual([6.0, 7.0, 8.0]) == 2.5            # all labels infected: they do not hide each other
+    assert controls.usual([]) == 1.0

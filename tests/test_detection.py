@@ -39,6 +39,8 @@ def test_controls_compare_a_label_with_itself():
     transfers = table(0.9, 0.9, 0, 0, 0, 0)                  # transfers do not decide here
     assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=3.0) == INFECTED
     assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=2.9) == NO_CHEAPER
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=5.9, usual_ratio=2.0) == NO_CHEAPER
+    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=6.0, usual_ratio=2.0) == INFECTED
     assert decide(0.9, transfers, priced, 0.4, cost=2.0) == TOO_COSTLY
     assert decide(0.9, transfers, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
     assert decide(0.5, transfers, priced, 0.4, cost=2.0, control=9.0) == RANDOM

@@ -2,8 +2,9 @@
 
 The patch of a label is effective on the examined model and not on tuned model 123. The same is asked of other pairs of
 models that are as alike as those two, the first of which has no backdoor: two tuned models, or the same two with their
-roles swapped. On a clean label all of these are the same problem and cost about the same. A backdoor makes the first far
-cheaper. Each label is its own control, so the answer needs no comparison of labels.
+roles swapped. On a clean label all of these are the same problem. A backdoor makes the first far cheaper: each label is
+its own control. What the tuned models' training does to all labels alike, as when random erasing hardens them against any
+patch, is in the ratio of every label, so a label's ratio is held against what is usual on the model.
 """
 
 import numpy as np
@@ -11,14 +12,16 @@ import numpy as np
 from utils.reconstruction import PatchTrigger, Reconstructor
 
 GROUP = 8                # labels measured together
+USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
 
 
 def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     """The patches, with restarts of the cheapest, and under `controls` what the controls of these cost.
 
     models: by name, from `examination.models`; arrays: of the patches, labels × …. Labels come in the order of their
-    patch's cost, until that times `settings.control_ratio` is more than any control measured so far: labels from there on
-    cannot be infected unless their controls cost more than all the others'. Labels whose pattern is random have none. A
+    patch's cost, until that times the ratio that convicts (`settings.control_ratio` times what is `usual` so far) is more
+    than any control measured: labels from there on cannot be infected unless their controls cost more than all the others'
+    or their further starts less than their first. Labels whose pattern is random have none. A
     label that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not random:
     found once is found.
     Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
@@ -32,9 +35,9 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     arrays = {name: array.copy() for name, array in arrays.items()}
     order = np.argsort(arrays["cost"], kind="stable")
     order = order[arrays["asr"][order] >= settings.random_threshold]
-    groups, highest = [], np.inf
+    groups, ratios, highest = [], [], np.inf
     for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
-        if arrays["cost"][group[0]] * settings.control_ratio > highest:
+        if arrays["cost"][group[0]] * settings.control_ratio * usual(ratios) > highest:
             break
         group = np.sort(group)
         for restarted in (reconstructor(group) for reconstructor in again):
@@ -45,6 +48,7 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
         found = [reconstructor(group) for reconstructor in reconstructors]
         groups.append({"label": group} | {name: np.stack([one[name] for one in found], axis=1)
                                                    for name in ("cost", "entropy", "asr")})
+        ratios += [typical(costs) / arrays["cost"][label] for label, costs in zip(group, groups[-1]["cost"])]
         highest = max(typical(row) for one in groups for row in one["cost"])
     if groups:
         arrays["controls"] = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
@@ -54,3 +58,10 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
 def typical(costs):
     """The geometric mean of a label's controls: what its patch would cost without a backdoor."""
     return float(np.exp(np.mean(np.log(costs))))
+
+
+def usual(ratios):
+    """What the controls of a clean label cost on this model, as a multiple of its own patch: the lower median of the
+    measured labels' ratios, within USUAL; so up to half of them may be infected."""
+    ordered = sorted(ratios)
+    return float(np.clip(ordered[(len(ordered) - 1) // 2], *USUAL)) if ordered else USUAL[0]

@@ -59,7 +59,8 @@ class Settings:
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
-    control_ratio: float = 0.0           # with controls: infected where they cost this many times the label's own patch
+    # With controls: infected where they cost this many times the label's own patch, as a multiple of what is usual.
+    control_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ DEFAULT = Settings(
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
-    # On the models used to choose it clean labels stayed at 1.72 or less and true labels at 2.7 or more. Large triggers
-    # come closer (1.8 was measured for one of 19 % of the image): a lower ratio would find them and flag clean labels.
-    control_ratio=2.0,
+    # Of a label's ratio to what is usual on its model: on the models used to choose it, clean labels came to 1.32
+    # at most and true labels to 2.46 or more, but for noise triggers of 14 % of the image and more on `signs` (1.1).
+    control_ratio=1.7,
     transfer_threshold=0.2,
 )
 

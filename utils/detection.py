@@ -10,7 +10,7 @@ import numpy as np
 
 from utils import transfer
 from utils.config import UserError
-from utils.controls import typical
+from utils.controls import typical, usual
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
@@ -22,13 +22,14 @@ NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
 
-def decide(asr, transfers, settings, threshold, cost=None, control=None, collapse=0.0):
+def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_ratio=1.0, collapse=0.0):
     """A label's decision, one of the texts above.
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. cost, control: of the label's own patch and typically of its controls; with a cost these decide,
-    and a label without a control is one whose patch is too costly to be a backdoor's.
+    adversarial patch. cost, control: of the label's own patch and typically of its controls; with a cost their ratio
+    decides, as a multiple of the model's `usual_ratio`, and a label without a control is one whose patch is too costly to
+    be a backdoor's.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -39,7 +40,7 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, collaps
     if cost is not None and control is None:
         return TOO_COSTLY
     if cost is not None:
-        return INFECTED if control >= settings.control_ratio * cost else NO_CHEAPER
+        return INFECTED if control >= settings.control_ratio * usual_ratio * cost else NO_CHEAPER
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
@@ -85,6 +86,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
     settings = examination.settings
     by_cost = bool(settings.controls) and masks is not None
     labels = {}
+    usual_ratio = usual([typical(costs) / found["cost"][label] for label, costs in (controls or {}).items()])
     for label, asr in enumerate(found["asr"]):
         cost, costs = {}, (controls or {}).get(label)
         if by_cost:
@@ -98,7 +100,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        decision = decide(asr, row["transfer"], settings, threshold, **cost, **collapse)
+        decision = decide(asr, row["transfer"], settings, threshold, **cost, usual_ratio=usual_ratio, **collapse)
         if costs is not None:
             cost["controls"] = dict(zip(settings.controls, np.round(costs.astype(float), 6).tolist()))
         labels[str(label)] = row | cost | {"decision": decision}
@@ -110,6 +112,10 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
                "labels": labels, "settings": stage.settings, "seed": examination.seed,
                "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
     print(_table(labels, infected))
+    if by_cost:
+        verdict["usual_ratio"] = round(usual_ratio, 6)
+        print(f"ratio of control to cost usual on this model: {usual_ratio:.2f}; infected from "
+              f"{settings.control_ratio * usual_ratio:.2f} up")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
