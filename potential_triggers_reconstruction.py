@@ -32,17 +32,19 @@ IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a ste
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
 CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio, times the usual, could convict
+SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
+SCREEN_STEPS: int | None = None          # steps of that first round
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
 from utils.examination import examinations
-from utils.reconstruction import PatchTrigger, Reconstructor
+from utils.reconstruction import reconstruct_patches
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
-          "control_ratio", "restarts")
+          "control_ratio", "restarts", "screen_share", "screen_steps")
 
 
 def main():
@@ -53,8 +55,7 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             models = examination.models(tuned, ["examined/123", *examination.settings.controls])
-            reconstruct = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
-            arrays = reconstruct(range(examination.examined.labels))
+            arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if examination.settings.controls:
                 arrays = measure_controls(examination, models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))

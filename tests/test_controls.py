@@ -33,9 +33,9 @@ def measured(monkeypatch):
     return calls
 
 
-def measure(cost, asr, ratio=2.0, restarts=0):
+def measure(cost, asr, ratio=2.0, restarts=0, **more):
     examination = SimpleNamespace(settings=replace(Settings(), controls=PAIRS, control_ratio=ratio, restarts=restarts))
-    return controls.measure_controls(examination, None, {"cost": np.array(cost), "asr": np.array(asr)}, None)
+    return controls.measure_controls(examination, None, {"cost": np.array(cost), "asr": np.array(asr)} | more, None)
 
 
 def costs(*args, **options):
@@ -61,6 +61,13 @@ def test_random_patterns_need_no_controls(measured):
     found = costs([1.0, 1.0, 1.0], [0.59, 0.6, 0.2])
     np.testing.assert_array_equal(found["label"], [1])
     assert costs([1.0, 1.0], [0.1, 0.2]) == {}
+
+
+def test_labels_that_the_first_round_dropped_get_no_controls(measured):
+    found = measure([1.0, 1.5, 2.0], [0.9] * 3, restarts=1, dropped=np.array([True, False, False]))
+    np.testing.assert_array_equal(found["controls"]["label"], [1, 2])
+    np.testing.assert_array_equal(found["dropped"], [True, False, False])
+    assert all(0 not in labels for _, labels in measured)
 
 
 def test_a_lower_ratio_measures_more_labels(measured):

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from utils import transfer
 from utils.clean_data import Sampler, images_of_others
+from utils.config import UserError
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruction
+from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruct_patches, reconstruction
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
@@ -80,6 +81,31 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
             # Adam magnifies rounding where gradients are small.
             np.testing.assert_allclose(other[name], array, atol=5e-2 if name in ("asr", "collapse") else 5e-3)
     np.testing.assert_array_equal(found[1]["label"], [0, 2, 3])
+
+
+def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
+    attacked, control, images, labels = scene
+    clean = SimpleNamespace(x_tune=images.numpy(), y_tune=labels, x_measure=images.numpy())
+    settings = replace(Settings(), steps=9, mask_start=0.4, pixel_price=0.04, controls=("123/examined",))
+
+    def found(**changes):
+        examination = SimpleNamespace(
+            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+            settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3))
+        stage = SimpleNamespace(part=lambda key, compute: compute())
+        return reconstruct_patches(examination, {"examined": attacked, "123": control}, stage)
+
+    screened, short, whole = found(screen_share=0.4, screen_steps=3), found(steps=3), found()
+    kept = np.sort(np.argsort(short["cost"])[:2])
+    np.testing.assert_array_equal(np.flatnonzero(~screened.pop("dropped")), kept)
+    others = np.setdiff1d(range(LABELS), kept)
+    assert screened.keys() == whole.keys() and "dropped" not in whole
+    for name, array in screened.items():
+        # Adam magnifies rounding where gradients are small.
+        np.testing.assert_allclose(array[kept], whole[name][kept], atol=5e-3)
+        np.testing.assert_allclose(array[others], short[name][others], atol=5e-3)
+    with pytest.raises(UserError, match="SCREEN_SHARE 0.4 .* SETTINGS default"):
+        found(screen_share=0.4, controls=())
 
 
 def test_measuring_labels_together_is_measuring_them_one_by_one(scene, monkeypatch):

@@ -21,9 +21,9 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     models: by name, from `examination.models`; arrays: of the patches, labels × …. Labels come in the order of their
     patch's cost, until that times the ratio that convicts (`settings.control_ratio` times what is `usual` so far) is more
     than any control measured: labels from there on cannot be infected unless their controls cost more than all the others'
-    or their further starts less than their first. Labels whose pattern is random have none. A
-    label that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not random:
-    found once is found.
+    or their further starts less than their first. Labels whose pattern is random, or that a first round dropped, have
+    none. A label that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not
+    random: found once is found.
     Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
     `settings.controls`.
     """
@@ -34,7 +34,8 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     reconstructors = [Reconstructor(PatchTrigger, examination, models, pair, stage, chunk) for pair in settings.controls]
     arrays = {name: array.copy() for name, array in arrays.items()}
     order = np.argsort(arrays["cost"], kind="stable")
-    order = order[arrays["asr"][order] >= settings.random_threshold]
+    hopeful = (arrays["asr"] >= settings.random_threshold) & ~arrays.get("dropped", np.zeros(len(order), bool))
+    order = order[hopeful[order]]
     groups, ratios, highest = [], [], np.inf
     for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
         if arrays["cost"][group[0]] * settings.control_ratio * usual(ratios) > highest:
@@ -43,8 +44,8 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
         for restarted in (reconstructor(group) for reconstructor in again):
             reaches = restarted["asr"] >= settings.random_threshold
             cheaper = reaches & (restarted["cost"] < arrays["cost"][group])
-            for name, array in arrays.items():
-                array[group[cheaper]] = restarted[name][cheaper]
+            for name, array in restarted.items():
+                arrays[name][group[cheaper]] = array[cheaper]
         found = [reconstructor(group) for reconstructor in reconstructors]
         groups.append({"label": group} | {name: np.stack([one[name] for one in found], axis=1)
                                                    for name in ("cost", "entropy", "asr")})

@@ -43,6 +43,9 @@ class Settings:
     clean_mass: float = 2.0              # v of L_clean
     pixel_price: float = 0.0             # λ: added objective λ·ΣM, per pixel of a 32×32 image
     price_ramp: float = 0.0              # share of the steps over which the price rises from 0 to λ
+    # Under 1: a first round of so many steps over all labels, of which this share, the cheapest, is reconstructed in full.
+    screen_steps: int = 100
+    screen_share: float = 1.0
     adam_kept: bool = False              # the release never resets Adam: labels go one by one, each with the moments before
     # Pairs of models without the backdoor: what a patch effective on the first, not on the second, costs as a control.
     controls: tuple = ()

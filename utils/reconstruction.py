@@ -4,12 +4,16 @@ Each label's mask and pattern, or colour matrix, is optimized against its own im
 do not mix and Adam is elementwise, so the result is what one label at a time would give.
 """
 
+import math
+from dataclasses import replace
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.clean_data import Sampler
+from utils.config import UserError
 
 
 class PatchTrigger:
@@ -142,14 +146,15 @@ class Reconstructor:
 
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
     as "examined/123". Finished chunks are kept as parts of `stage`. One trigger and one compiled optimization serve all
-    chunks, of `labels_at_once` labels at most. restart: another number, another start and other draws of images.
+    chunks, of `labels_at_once` labels at most. restart: another number, another start and other draws of images. steps: in
+    place of the settings'.
     """
 
-    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, restart=0):
+    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, restart=0, steps=None):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
         self.attacked, self.control = (models[name] for name in self.names)
         self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
-        self.compiled, self.restart = None, restart
+        self.compiled, self.restart, self.steps = None, restart, steps
 
     def __call__(self, labels):
         """Arrays with one row for each of `labels`, and what each trigger costs.
@@ -166,12 +171,14 @@ class Reconstructor:
         return _joined(parts)
 
     def _key(self, labels):
-        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(self.restart)] * bool(self.restart))
+        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(self.restart)] * bool(self.restart)
+                        + ["steps", str(self.steps)] * bool(self.steps))
 
     def _make(self, targets, size):
         examination = self.examination
         clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * self.restart
         if self.compiled is None:
+            settings = replace(settings, steps=self.steps or settings.steps)
             trigger = self.kind(targets, examination.examined.shape, settings, seed)
             sampler = Sampler(clean.y_tune, examination.examined.labels)
             self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
@@ -191,6 +198,30 @@ class Reconstructor:
         if self.kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
             measured["collapse"] = transfer.collapse(self.control, clean.x_measure, chosen, arrays)
         return arrays | measured
+
+
+def reconstruct_patches(examination, models, stage, labels_at_once=None):
+    """Every label's patch on the examined model, with what `Reconstructor` returns, a row a label.
+
+    With `settings.screen_share` under 1, for models of many labels, a first round of `settings.screen_steps` steps tells
+    which labels are worth the full number: that share of them whose patches cost least. The others keep the patch of the
+    first round and are marked in `dropped` (booleans, L). Raises UserError where costs do not decide.
+    """
+    settings, labels = examination.settings, np.arange(examination.examined.labels)
+    full = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, labels_at_once)
+    if settings.screen_share == 1:
+        return full(labels)
+    if not settings.controls:
+        raise UserError(f"SCREEN_SHARE {settings.screen_share} drops labels by their cost, which does not decide under "
+                        "these settings: use SETTINGS default, or a SCREEN_SHARE of 1")
+    first = Reconstructor(PatchTrigger, examination, models, "examined/123", stage, labels_at_once,
+                          steps=settings.screen_steps)(labels)
+    kept = np.sort(np.argsort(first["cost"], kind="stable")[:max(1, math.ceil(settings.screen_share * len(labels)))])
+    examination.say(f"{len(kept)} of {len(labels)} labels go on")
+    arrays = {name: array.copy() for name, array in first.items()}
+    for name, array in full(kept).items():
+        arrays[name][kept] = array
+    return arrays | {"dropped": ~np.isin(labels, kept)}
 
 
 def _joined(parts):
