@@ -2,7 +2,7 @@
 
 Per label: share of target labels missed (FNR) and of clean labels flagged (FPR). Per model: backdoored models flagged
 with exactly their targets, and clean models passed. Every rate has its Wilson interval of 95 %. Models whose scan is not
-finished are left out and named. With FIGURES the figures of every scan are kept in one small file, a line a scan, which
+finished, or whose own trigger hardly works, are left out and named. With FIGURES the figures of every scan are kept in one small file, a line a scan, which
 stands in for the artifacts once these are gone.
 
     python -m benchmarks.tables --zoo benchmarks/validation_zoo.txt --results results/zoo/default
@@ -33,6 +33,7 @@ from utils.detection import INFECTED
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
+IMPLANTED = 0.5                          # a lower ASR of its trigger: the attack failed, the model is neither kind
 BINS = (0, 0.03, 0.10, 0.18, 1)          # of the trigger's share of the image
 
 
@@ -41,7 +42,10 @@ def main():
     for results in map(pathlib.Path, RESULTS):
         scans, missing = read_scans(ZOO, results, pathlib.Path(MODELS), kept)
         kept |= {scan_key(scan): scan for scan in scans}
-        left = f", not finished: {', '.join(missing)}" if missing else ""
+        failed = [scan for scan in scans if min(scan["asr"], default=1) < IMPLANTED]
+        scans = [scan for scan in scans if scan not in failed]
+        left = f"; not finished: {', '.join(missing)}" if missing else ""
+        left += "; attack failed: " * bool(failed) + ", ".join(f"{scan['dataset']}/{scan['name']}" for scan in failed)
         print(f"### {results.name}: {len(scans)} scans{left}")
         print(confusion(scans))
         if MODEL_ROWS:

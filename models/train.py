@@ -85,7 +85,8 @@ def main():
     for leftover in path.parent.glob(f".{NAME}-{'[0-9a-f]' * 16}.npz"):
         leftover.unlink()
     print(f"{path}: clean accuracy {accuracy:.2%}" + "".join(
-        f", ASR {rate:.2%} ({item.kind}, target {item.target})" for item, rate in zip(attacks, rates)))
+        f", ASR {rate:.2%} ({item.kind}, target {item.target})"
+        + " which hardly works: raise POISONING_RATE or EPOCHS" * (rate < 0.5) for item, rate in zip(attacks, rates)))
 
 
 def check_settings():

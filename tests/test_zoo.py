@@ -1,6 +1,7 @@
 """Zoos of models and the tables made of their scans (benchmarks/)."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,14 +93,18 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     label = {"asr": 0.9, "mask_size": 0.02, "transfer": {"1": 0.1}, "cost": 1.0, "control": 3.0, "decision": "infected"}
     (folder / "detection.json").write_text(json.dumps(
         {"infected_labels": [2], "labels": {"2": label}, "settings": {"transfer_threshold": 0.2}}))
-    (tmp_path / "zoo.txt").write_text("signs one\nsigns two")
+    (tmp_path / "models/signs/three.json").write_text(json.dumps(
+        {"attacks": [{"kind": "patch", "target": 1, "asr": 0.01, "share": 0.02, "spec": "patch:target=1"}]}))
+    shutil.copytree(folder, folder.parent / "three")
+    (tmp_path / "zoo.txt").write_text("signs one\nsigns two\nsigns three")
     for name, value in {"ZOO": tmp_path / "zoo.txt", "RESULTS": [str(tmp_path / "scans")], "MODELS": tmp_path / "models",
                         "FIGURES": tmp_path / "figures.jsonl", "MODEL_ROWS": True}.items():
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
     assert "hidden [2] found [2]; 2: ASR 0.90, cost 1.00, ratio 3.00" in first and "not finished: signs/two" in first
-    (folder / "detection.json").unlink()
+    assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
+    shutil.rmtree(tmp_path / "scans")
     tables.main()
     assert capsys.readouterr().out == first
     scanned = []
