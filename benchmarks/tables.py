@@ -2,8 +2,8 @@
 
 Per label: share of target labels missed (FNR) and of clean labels flagged (FPR). Per model: backdoored models flagged
 with exactly their targets, and clean models passed. Every rate has its Wilson interval of 95 %. Models whose scan is not
-finished, or whose own trigger hardly works, are left out and named. With FIGURES the figures of every scan are kept in one small file, a line a scan, which
-stands in for the artifacts once these are gone.
+finished, or whose own trigger hardly works, are left out and named. With FIGURES the figures of every scan are kept in one
+small file, a line a scan, which stands in for the artifacts once these are gone.
 
     python -m benchmarks.tables --zoo benchmarks/validation_zoo.txt --results results/zoo/default
 """
