@@ -248,7 +248,7 @@ def examination(row, clean=None):
         return network_input(images, row)
     examined = ExaminedModel(row.name, pathlib.Path(), network, preprocess, row.blocks, row.feature_map, row.labels,
                              row.shape, "")
-    return Quiet(examined, clean, row, row["default"], pathlib.Path(), 0, False, classifier(network, preprocess), 1.0)
+    return Quiet(examined, clean, row, row["default"], pathlib.Path(), 0, False, classifier(network, preprocess), 1.0, None)
 
 
 class Quiet(Examination):
