@@ -28,12 +28,12 @@ SWEEPS = False                           # also FNR and FPR of TNDA under other 
 
 configure(globals())
 
-from benchmarks.zoo import read_figures, read_zoo  # TensorFlow loads after the flags were read
+from benchmarks.zoo import read_figures, read_zoo, scan_key  # TensorFlow loads after the flags were read
+from models.attacks import IMPLANTED
 from utils.detection import INFECTED
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
-IMPLANTED = 0.5                          # a lower ASR of its trigger: the attack failed, the model is neither kind
 BINS = (0, 0.03, 0.10, 0.18, 1)          # of the trigger's share of the image
 
 
@@ -42,11 +42,11 @@ def main():
     for results in map(pathlib.Path, RESULTS):
         scans, missing = read_scans(ZOO, results, pathlib.Path(MODELS), kept)
         kept |= {scan_key(scan): scan for scan in scans}
-        failed = [scan for scan in scans if min(scan["asr"], default=1) < IMPLANTED]
-        scans = [scan for scan in scans if scan not in failed]
-        left = f"; not finished: {', '.join(missing)}" if missing else ""
-        left += "; attack failed: " * bool(failed) + ", ".join(f"{scan['dataset']}/{scan['name']}" for scan in failed)
-        print(f"### {results.name}: {len(scans)} scans{left}")
+        failed = [f"{scan['dataset']}/{scan['name']}" for scan in scans if not implanted(scan)]
+        scans = list(filter(implanted, scans))
+        left_out = "".join(f"; {why}: {', '.join(names)}" for why, names in (("not finished", missing),
+                                                                             ("attack failed", failed)) if names)
+        print(f"### {results.name}: {len(scans)} scans{left_out}")
         print(confusion(scans))
         if MODEL_ROWS:
             print("\n".join(map(model_row, scans)), "\n")
@@ -61,8 +61,9 @@ def main():
             file.writelines(json.dumps(scan, separators=(",", ":")) + "\n" for _, scan in sorted(kept.items()))
 
 
-def scan_key(scan):
-    return scan["results"], scan["dataset"], scan["name"], scan["stage"]
+def implanted(scan):
+    """Whether all of the model's triggers work; one whose attack failed is neither backdoored nor clean."""
+    return min(scan["asr"], default=1) >= IMPLANTED
 
 
 def read_scans(zoo, results, models, kept=None):
@@ -192,11 +193,9 @@ def leftover(scans):
     papers = {1: "4.3, 93.7", 2: "4.0, 93.4", 3: "3.8, 89.6"}
     lines = ["| model | kind | ASR left: mean, largest | clean accuracy: mean, lowest | paper: ASR, accuracy (%) |",
              "|---|---|---|---|---|"]
-    measured = {(scan["dataset"], scan["name"], scan["stage"]): scan["left"] for scan in scans
-                if scan["left"] and scan["targets"]}
     for name in ("examined", *SUBSETS):
         for kind, stage in (("patch", "detection"), ("filter", "detection_feature_space")):
-            rows = [left[name] for (*_, of), left in measured.items() if of == stage]
+            rows = [scan["left"][name] for scan in scans if scan["stage"] == stage and scan["left"] and scan["targets"]]
             if rows:
                 asr, accuracy = np.concatenate([row["asr"] for row in rows]), np.array([row["accuracy"] for row in rows])
                 paper = papers[len(name)] if name in SUBSETS else "–"

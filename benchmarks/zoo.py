@@ -64,11 +64,15 @@ def read_zoo(path):
 
 
 def read_figures(path):
-    """What benchmarks.tables keeps of every scan: a dict by the results folder's name, dataset, model and stage."""
+    """What benchmarks.tables keeps of every scan: a dict by `scan_key`."""
     if not path or not pathlib.Path(path).exists():
         return {}
-    scans = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
-    return {(scan["results"], scan["dataset"], scan["name"], scan["stage"]): scan for scan in scans}
+    return {scan_key(scan): scan for scan in map(json.loads, pathlib.Path(path).read_text().splitlines())}
+
+
+def scan_key(scan):
+    """The results folder's name, dataset, model and stage."""
+    return scan["results"], scan["dataset"], scan["name"], scan["stage"]
 
 
 def commands(row, name, flags):

@@ -20,6 +20,8 @@ CORNERS = ("top-left", "top-right", "bottom-right", "bottom-left")
 EDGES = ("top", "right", "bottom", "left")
 # Images worked on at a time: filters compute in float32, four times the bytes and several copies.
 CHUNK = 256
+# An attack with a lower ASR failed: the model is neither backdoored nor clean.
+IMPLANTED = 0.5
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import zipfile
 import numpy as np
 
 from data.store import load_dataset
-from models.attacks import attach, attack_success_rate, choose, parse_attacks, relabel
+from models.attacks import IMPLANTED, attach, attack_success_rate, choose, parse_attacks, relabel
 from utils.config import UserError, configure, run
 from utils.datasets import dataset
 from utils.files import replacing
@@ -86,7 +86,7 @@ def main():
         leftover.unlink()
     print(f"{path}: clean accuracy {accuracy:.2%}" + "".join(
         f", ASR {rate:.2%} ({item.kind}, target {item.target})"
-        + " which hardly works: raise POISONING_RATE or EPOCHS" * (rate < 0.5) for item, rate in zip(attacks, rates)))
+        + " which hardly works: raise POISONING_RATE or EPOCHS" * (rate < IMPLANTED) for item, rate in zip(attacks, rates)))
 
 
 def check_settings():
