@@ -15,6 +15,7 @@ RESULTS = "results"              # artifacts go to RESULTS/DATASET/MODEL/
 SETTINGS = "default"             # named setting in utils/datasets.py: default, paper, or release
 SEED = 0                         # decides the split of the clean data and every random draw
 OVERWRITE = False                # start afresh where there are artifacts already
+PRECISION = "float32"            # of the networks: mixed_bfloat16 is faster where the processor or GPU computes in it
 ARCHITECTURE = ""                # for files with weights only: a row of the dataset table, or a model's JSON file
 INPUT_RANGE: list[float] | None = None   # what the network takes for black and white, as 0,1; none: the dataset's scaling
 INPUT_MEAN: list[float] | None = None    # subtracted from each channel after scaling to INPUT_RANGE

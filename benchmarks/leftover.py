@@ -16,7 +16,8 @@ DATASET = "signs"            # row of the table in utils/datasets.py
 MODELS = ["models/signs/val_patch1.keras"]   # model files with the report of models.train beside them
 RESULTS = "results/zoo/default"      # where pnnir.py wrote
 SETTINGS = "default"         # the named setting of the scan
-SEED = 0                     # and its seed
+SEED = 0                     # its seed
+PRECISION = "float32"        # and its networks' precision
 
 configure(globals())
 

@@ -25,6 +25,7 @@ PROCESSES = 2                            # models at work at a time, which share
 SETTINGS = "default"                     # named setting of the scans
 RESULTS = "results/zoo/default"          # artifacts and logs of the scans; another folder for other settings
 MODELS = "models"                        # trained models go to MODELS/DATASET/NAME.keras
+PRECISION = "float32"                    # of the networks, in training and in scans: float32 or mixed_bfloat16
 FIGURES = ""                             # file that benchmarks.tables wrote: models with figures in it are not scanned again
 
 configure(globals(), tensorflow=False)
@@ -81,10 +82,10 @@ def commands(row, name, flags):
     stages = ["pnnir.py"]
     stages += PATCH if not attacks or set(attacks) - {"filter"} else ()
     stages += FILTER if row.shape[-1] == 3 and (not attacks or "filter" in attacks) else ()
-    yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, *flags]
+    yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, "--precision", PRECISION, *flags]
     for stage in (*stages, "-m benchmarks.leftover"):
         yield [*stage.split(), "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras",
-               "--settings", SETTINGS, "--results", RESULTS]
+               "--settings", SETTINGS, "--precision", PRECISION, "--results", RESULTS]
 
 
 def scan(dataset_name, name, flags, environment):

@@ -50,6 +50,7 @@ def results(complete, tmp_path):
     (PNNIR, {"CLEAN_PER_LABEL": 1}, "CLEAN_PER_LABEL 1 must be a number from 2"),
     (PNNIR, {"CLEAN_PER_LABEL": 0}, "CLEAN_PER_LABEL 0"),
     (PNNIR, {"DATASET": "customs"}, "DATASET 'customs' is not in utils/datasets.py: choose from signs"),
+    (PNNIR, {"PRECISION": "float16"}, "PRECISION 'float16' is not known: choose from float32, mixed_bfloat16"),
     (PNNIR, {"SETTINGS": "best"}, "SETTINGS 'best' is not a named setting: choose from default, paper"),
     (PNNIR, {"MODELS": []}, "MODELS [] is no list of models"),
     (PNNIR, {"MODELS": "tiny.keras"}, "MODELS 'tiny.keras' is no list of models"),
@@ -167,6 +168,7 @@ def test_a_stage_between_that_was_left_out(script, missing, scene, results, caps
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("what, changes", [
     ("model", {"MODELS": ["{folder}/tiny.keras"]}), ("clean_data", {"CLEAN_PER_LABEL": 5}), ("seed", {"SEED": 1}),
+    ("precision", {"PRECISION": "mixed_bfloat16"}),
     ("input_scaling", {"INPUT_RANGE": [-1.0, 1.0]})])
 def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_path, capsys):
     if what == "model":

@@ -145,8 +145,8 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(arguments, said, tmp_path):
 
 def test_shared_constants_mean_the_same_in_every_script():
     constants = {script: read_constants((ROOT / f"{script}.py").read_text()) for script in SCRIPTS}
-    shared = list(constants["pnnir"])[:14]
-    assert {"DATASET", "MODELS", "CLEAN_DATA", "RESULTS", "SEED", "SETTINGS", "OVERWRITE"} <= set(shared)
+    shared = list(constants["pnnir"])[:15]
+    assert {"DATASET", "MODELS", "CLEAN_DATA", "RESULTS", "SEED", "SETTINGS", "PRECISION"} <= set(shared)
     defaults = {script: {name: getattr(importlib.import_module(script), name) for name in shared} for script in SCRIPTS}
     for script in SCRIPTS:
         assert [constants[script][name] for name in shared] == [constants["pnnir"][name] for name in shared]

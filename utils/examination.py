@@ -13,6 +13,7 @@ from utils.clean_data import CleanData, images_of_others, load_clean_data
 from utils.config import UserError
 from utils.datasets import Dataset, Settings, dataset
 from utils.examined_model import ExaminedModel, load_examined
+from utils.precision import in_precision
 
 COUNT, SHARE, RATE, WEIGHT = (1, 10**6), (0, 1), (1e-9, 1e3), (0, 1e6)
 BOUNDS = {               # of the scripts' numbers: the least and the most
@@ -39,12 +40,13 @@ class Examination:
     model: object
     accuracy: float
     input_scaling: list | None          # the constants that depart from the row's own scaling
+    precision: str = "float32"
 
     @property
     def inputs(self):
         """What every artifact of this examination depends on, and carries."""
         return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
-                "input_scaling": self.input_scaling}
+                "input_scaling": self.input_scaling, "precision": self.precision}
 
     @functools.cached_property
     def measured(self):
@@ -104,6 +106,7 @@ def examinations(constants):
                                  input_range=constants["INPUT_RANGE"], input_mean=constants["INPUT_MEAN"],
                                  channel_order=constants["CHANNEL_ORDER"], blocks=constants["BLOCKS"],
                                  feature_map=constants["FEATURE_MAP"])
+        examined = replace(examined, network=in_precision(examined.network, constants["PRECISION"]))
         clean = load_clean_data(constants["CLEAN_DATA"], row.name, examined.shape, examined.labels,
                                 constants["CLEAN_PER_LABEL"] or row.clean_per_label, constants["SEED"])
         scaling = [constants[key] for key in ("INPUT_RANGE", "INPUT_MEAN", "CHANNEL_ORDER")]
@@ -115,7 +118,8 @@ def examinations(constants):
                 "INPUT_MEAN, CHANNEL_ORDER and the order of the labels, or set ALLOW_LOW_ACCURACY")
         examination = Examination(examined, clean, row, settings,
                                   pathlib.Path(constants["RESULTS"]) / row.name / examined.name, constants["SEED"],
-                                  constants["OVERWRITE"], model, reached, scaling if scaling[0] else None)
+                                  constants["OVERWRITE"], model, reached, scaling if scaling[0] else None,
+                                  constants["PRECISION"])
         examination.say(f"clean accuracy {reached:.1%} on {len(clean.y_measure)} images; {len(clean.y_tune)} images to "
                         f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}; feature map "
                         f"{examined.feature_map}")

@@ -25,7 +25,8 @@ def grad_cam(network, feature_map):
             tape.watch(inputs)
             features, logits = joint(inputs, training=False)
             score = tf.gather(logits, target, axis=1)
-        return maps_from(features, tape.gradient(score, features)), logits
+        features, gradient = (tf.cast(part, tf.float32) for part in (features, tape.gradient(score, features)))
+        return maps_from(features, gradient), logits
     return heat
 
 

@@ -1,0 +1,24 @@
+"""The arithmetic that a network computes in."""
+
+import keras
+
+from utils.config import UserError
+
+PRECISIONS = ("float32", "mixed_bfloat16")
+
+
+def in_precision(network, precision):
+    """A copy of a functional network, weights and names included, that computes in `precision`; weights stay float32.
+
+    The layer that gives the logits computes in float32 whatever the rest does. Raises UserError for another name.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"PRECISION {precision!r} is not known: choose from {', '.join(PRECISIONS)}")
+    last = {tensor._keras_history.operation.name for tensor in network.outputs}
+
+    def convert(layer):
+        dtype = "float32" if layer.name in last else precision
+        return layer.from_config(layer.get_config() | {"dtype": dtype})
+    copy = keras.models.clone_model(network, clone_function=convert)
+    copy.set_weights(network.get_weights())
+    return copy
