@@ -24,7 +24,7 @@ BLOCKS: list[str] | None = None  # the three blocks, each layer names joined by 
 FEATURE_MAP = ""                 # layer whose output Grad-CAM reads; empty: the dataset's, or found
 ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classifies the clean data
 
-RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none: the named setting's, as below
+FILTER_RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none: the named setting's, as below
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
@@ -34,7 +34,7 @@ from utils import pictures  # TensorFlow loads after the flags were read
 from utils.detection import measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed")
+FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed")
 
 
 def main():

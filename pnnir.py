@@ -28,6 +28,7 @@ LEARNING_RATE: float | None = None       # of Adam, both phases; none: the named
 BATCH: int | None = None                 # images a step, drawn evenly over the labels
 PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
+PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 configure(globals())
 
@@ -36,7 +37,8 @@ from utils.examination import examinations, set_weights, weights_of
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, Tuner
 
-FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop", "augment", "erase")
+FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop",
+          "phase2_peak", "augment", "erase")
 
 
 def main():

@@ -26,6 +26,7 @@ ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classif
 
 FILTER_STEPS: int | None = None  # steps of Adam for each label; none: the named setting's, as for all that follow
 FILTER_RATE: float | None = None         # learning rate of the matrix
+FILTER_RESTARTS: int | None = None       # further starts of every label's matrix; the best is kept
 CLEAN_MASS: float | None = None          # v of L_clean
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
@@ -33,9 +34,9 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.examination import examinations
-from utils.reconstruction import ColourTrigger, Reconstructor
+from utils.reconstruction import reconstruct_filters
 
-FIELDS = ("filter_steps", "filter_rate", "images_per_label", "clean_mass", "adam_kept", "measured_images")
+FIELDS = ("filter_steps", "filter_rate", "filter_restarts", "images_per_label", "clean_mass", "adam_kept", "measured_images")
 
 
 def main():
@@ -47,8 +48,7 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             models = examination.models(tuned, ["examined/123"])
-            reconstruct = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, LABELS_AT_ONCE)
-            arrays = reconstruct(range(examination.examined.labels))
+            arrays = reconstruct_filters(examination, models, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.filter_sheet(arrays, examination.clean.x_measure))
             stage.finish(arrays)

@@ -8,7 +8,7 @@ import pytest
 from utils.config import UserError
 from utils.controls import typical
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, control_costs_of, decide
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, control_costs_of, decide, random_under
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -70,3 +70,8 @@ def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings(
 def test_a_filter_that_erases_the_image_is_no_backdoor():
     assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.9) == DEGENERATE
     assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.4) == INFECTED
+
+
+def test_filters_have_a_threshold_of_their_own():
+    both = replace(TNDA, filter_random_threshold=0.95)
+    assert random_under(both, {"matrix": None}) == 0.95 and random_under(both, {"mask": None, "pattern": None}) == 0.6

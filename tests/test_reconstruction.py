@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from utils import reconstruction as reconstruction_module
 from utils import transfer
 from utils.clean_data import Sampler, images_of_others
 from utils.config import UserError
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruct_patches, reconstruction
+from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruct_filters, reconstruct_patches, reconstruction
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
@@ -106,6 +107,24 @@ def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
         np.testing.assert_allclose(array[others], short[name][others], atol=5e-3)
     with pytest.raises(UserError, match="SCREEN_SHARE 0.4 .* SETTINGS default"):
         found(screen_share=0.4, controls=())
+
+
+def test_of_several_filters_the_best_is_kept_that_leaves_something_to_see(monkeypatch):
+    starts = [{"cost": [3.0, 1.0, 0.1, 2.0], "collapse": [0.1, 0.1, 0.9, 0.9]},
+              {"cost": [2.0, 2.0, 1.0, 1.0], "collapse": [0.1, 0.1, 0.2, 0.8]},
+              {"cost": [2.5, 0.5, 2.0, 9.0], "collapse": [0.1, 0.9, 0.1, 0.3]}]
+    asked = []
+
+    def reconstructor(kind, examination, models, pair, stage, labels_at_once, restart):
+        asked.append((kind, pair, restart))
+        arrays = {name: np.array(values) for name, values in starts[restart].items()}
+        return lambda labels: arrays | {"matrix": np.full((len(labels), 3, 3), restart)}
+    monkeypatch.setattr(reconstruction_module, "Reconstructor", reconstructor)
+    examination = SimpleNamespace(examined=SimpleNamespace(labels=4), settings=replace(Settings(), filter_restarts=2))
+    arrays = reconstruct_filters(examination, {}, None)
+    assert asked == [(ColourTrigger, "examined/123", restart) for restart in range(3)]
+    np.testing.assert_array_equal(arrays["matrix"][:, 0, 0], [1, 0, 1, 2])
+    np.testing.assert_array_equal(arrays["cost"], [2.0, 1.0, 1.0, 9.0])
 
 
 def test_measuring_labels_together_is_measuring_them_one_by_one(scene, monkeypatch):

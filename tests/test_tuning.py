@@ -111,6 +111,33 @@ def test_phase_2_changes_everything_and_the_same_seed_repeats_it(scene):
         np.testing.assert_array_equal(found[0][path], found[1][path])
 
 
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
+    rates = [float(tuning.one_cycle(tf.constant(share), 0.01)) for share in np.linspace(0, 1, 101, dtype=np.float32)]
+    assert rates[0] == 0.0 and rates[5] == pytest.approx(0.005) and rates[10] == pytest.approx(0.01)
+    assert rates[55] == pytest.approx(0.005) and rates[100] == pytest.approx(0.0, abs=1e-8)
+    assert np.argmax(rates) == 10
+
+
+def test_a_peak_governs_phase_2_alone_and_across_its_looks(scene, monkeypatch):
+    examined, clean = scene
+    before, seen = weights_of(examined.network), []
+    monkeypatch.setattr(tuning, "CHECK", 2)
+
+    def tune(phase1, phase2, peak=0.5):
+        for weight in examined.network.weights:
+            weight.assign(before[weight.path])
+        tuner = tuning.Tuner(examined, clean, replace(settings(phase1, phase2), phase2_peak=peak))
+        tuner.tune([examined.network.get_layer("class")], 1, 1, lambda phase, *_: seen.append(
+            float(tuner.phase2.optimizer.learning_rate)) if phase == 2 else None)
+        return weights_of(examined.network)
+    peaked, plain = tune(2, 0), tune(2, 0, peak=0.0)
+    for path in before:
+        np.testing.assert_array_equal(peaked[path], plain[path])
+    tune(0, 10)
+    expected = [0.5 * (0.5 + 0.5 * np.cos(np.pi * (last / 10 - 0.1) / 0.9)) for last in (1, 3, 5, 7, 9)]
+    np.testing.assert_allclose(seen[-5:], expected, rtol=1e-5)
+
+
 def test_reinitialised_weights_are_uniform_within_the_bound_and_biases_at_it(scene):
     network = scene[0].network
     network.get_layer("norm2").set_weights([np.full(4, 9.0)] * 4)

@@ -5,6 +5,7 @@ TNDA asks whether a pattern transfers to tuned models: an adversarial patch does
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,12 +13,12 @@ from utils import transfer
 from utils.config import UserError
 from utils.controls import typical, usual
 from utils.files import replacing
+from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
 HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
-COLLAPSED = 0.5              # share of one label on a clean model over which a filter has erased the images
 NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
@@ -52,13 +53,18 @@ def measure_transfers(examination, tuned, triggers):
     are not measured (nan).
     """
     x, measured = examination.clean.x_measure, examination.measured
-    tested = np.flatnonzero(triggers["asr"] >= examination.settings.random_threshold)
+    tested = np.flatnonzero(triggers["asr"] >= random_under(examination.settings, triggers))
     transfers = np.full((len(triggers["asr"]), len(HELD_OUT)), np.nan, np.float32)
     for column, model in enumerate(examination.tuned_models(tuned, HELD_OUT)):
         transfers[tested, column], _ = transfer.measure(model, x, measured[tested], transfer.trigger_of(triggers, tested),
                                                         tested)
         examination.say(f"measured {len(tested)} triggers on tuned model {HELD_OUT[column]}")
     return transfers
+
+
+def random_under(settings, triggers):
+    """The ASR under which a trigger is what random patterns reach."""
+    return settings.filter_random_threshold if "matrix" in triggers else settings.random_threshold
 
 
 def control_costs_of(found, made_with, settings):
@@ -83,7 +89,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
     masks: preserved masks of patches. controls: from `control_costs_of`. Patches are decided by their costs where the
     settings name controls, everything else by its transfers.
     """
-    settings = examination.settings
+    settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
     by_cost = bool(settings.controls) and masks is not None
     labels = {}
     usual_ratio = usual([typical(costs) / found["cost"][label] for label, costs in (controls or {}).items()])

@@ -22,7 +22,8 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "MEASURED_IMAGES": COUNT, "PHASE1_STEPS": (0, 10**7), "PHASE2_STEPS": (0, 10**7), "TRANSFERS_NEEDED": (1, 6),
     "RESTARTS": (0, 100), "ERASE": SHARE, "LEARNING_RATE": RATE, "TRIGGER_RATE": RATE, "FILTER_RATE": RATE,
     "CONTROL_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT, "RANDOM_THRESHOLD": SHARE,
-    "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE, "FILTER_TRANSFER_THRESHOLD": SHARE}
+    "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE, "FILTER_TRANSFER_THRESHOLD": SHARE,
+    "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100), "PHASE2_PEAK": (0, 1e3)}
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
 

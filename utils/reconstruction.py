@@ -16,6 +16,9 @@ from utils.clean_data import Sampler
 from utils.config import UserError
 
 
+COLLAPSED = 0.5          # share of one label on a clean model over which a filter has erased the images
+
+
 class PatchTrigger:
     """A mask variable m (L×H×W×1, in [0, 1]) and a pattern Δ (L×H×W×C, in [0, 1]) for every target of a chunk."""
 
@@ -222,6 +225,25 @@ def reconstruct_patches(examination, models, stage, labels_at_once=None):
     for name, array in full(kept).items():
         arrays[name][kept] = array
     return arrays | {"dropped": ~np.isin(labels, kept)}
+
+
+def reconstruct_filters(examination, models, stage, labels_at_once=None):
+    """Every label's colour matrix on the examined model, with what `Reconstructor` returns, a row a label.
+
+    Of 1 + `settings.filter_restarts` starts the one of the lowest entropy is kept, of those that leave something to see
+    if there are any: one start in a few ends in a black image, or far from the filter.
+    """
+    labels, arrays = range(examination.examined.labels), None
+    for restart in range(1 + examination.settings.filter_restarts):
+        found = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once, restart)(labels)
+        if arrays is None:
+            arrays = {name: array.copy() for name, array in found.items()}
+            continue
+        erased, before = found["collapse"] > COLLAPSED, arrays["collapse"] > COLLAPSED
+        better = np.where(erased == before, found["cost"] < arrays["cost"], before)
+        for name, array in found.items():
+            arrays[name][better] = array[better]
+    return arrays
 
 
 def _joined(parts):

@@ -1,6 +1,7 @@
 """PNNIR: partial neural network initialization and retraining (paper IV-B)."""
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered
 CHECK = 100              # steps between two looks at the loss
 ERASED = 0.8             # share of the images that random erasing changes
 LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
+RISING = 0.1             # share of phase 2's steps in which its learning rate rises to the peak
 PATIENCE = 5             # looks without a lower loss after which training counts as stable
 CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
 
@@ -40,7 +42,8 @@ class Tuner:
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at))
+        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
+                          settings.phase2_peak)
 
     def _stop(self):
         """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
@@ -136,9 +139,11 @@ class Trainer:
         self.optimizer.build(variables)
 
         @tf.function
-        def run(first, last, seed):
+        def run(first, last, seed, peak, steps):
             total = 0.0
             for step in tf.range(first, last):
+                if peak > 0.0:
+                    self.optimizer.learning_rate.assign(one_cycle(tf.cast(step, tf.float32) / steps, peak))
                 chosen, target = sampler.balanced(step, settings.batch, seed)
                 batch = [tf.gather(part, chosen) for part in images]
                 with tf.GradientTape() as tape:
@@ -153,8 +158,11 @@ class Trainer:
         for layer, trained in self.layers:
             layer.trainable = trained       # a frozen batch normalization keeps its statistics, too
 
-    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None):
-        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them."""
+    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None, peak=0.0):
+        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them.
+
+        peak: of a learning rate in one cycle; 0: the settings' throughout.
+        """
         self._freeze()
         rate = self.optimizer.learning_rate
         for variable in self.optimizer.variables:
@@ -162,10 +170,19 @@ class Trainer:
                 variable.assign(tf.zeros_like(variable))
         for first in range(0, steps, CHECK):
             last = min(first + CHECK, steps)
-            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(seed)))
+            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(seed), tf.constant(peak),
+                                  tf.constant(float(steps))))
             progress(last, steps, loss)
             if stop(loss):
                 break
+
+
+def one_cycle(share, peak):
+    """Learning rate once `share` of the steps is done: a straight rise from 0 to `peak`, then half a cosine back to 0.
+
+    Smith and Topin 2018. So high a rate moves the weights far enough to forget a trigger, and its fall brings the accuracy
+    back (not in the paper, which keeps the rate)."""
+    return peak * tf.where(share < RISING, share / RISING, 0.5 + 0.5 * tf.cos(math.pi * (share - RISING) / (1 - RISING)))
 
 
 class Stable:
