@@ -1,9 +1,9 @@
 """Stage 4, backdoor detection: which labels are infected, and is the examined model backdoored (paper IV-E)?
 
 Measures each preserved trigger's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label: random
-pattern, adversarial patch, or infected. The default setting decides by the controls' costs instead and reports the
-transfers. Reads pnnir.h5, potential_triggers.h5, preserved_triggers.h5; writes RESULTS/DATASET/MODEL/detection.json
-(and .h5, .png) and prints the same as a table.
+pattern, adversarial patch, or infected. The default setting asks for the controls' costs as well. Reads pnnir.h5,
+potential_triggers.h5, preserved_triggers.h5; writes RESULTS/DATASET/MODEL/detection.json (and .h5, .png) and prints the
+same as a table.
 """
 
 from utils.config import configure, run
@@ -29,14 +29,16 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-CONTROL_RATIO: float | None = None       # infected where controls to cost is this many times what is usual on the model
+CONTROL_RATIO: float | None = None       # infected where controls to cost is so many times the usual, without a transfer
+SURE_RATIO: float | None = None          # and where it is so many times it, whatever its trigger transfers
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.detection import control_costs_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "control_ratio")
+FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "control_ratio",
+          "sure_ratio")
 
 
 def main():

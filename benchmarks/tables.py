@@ -30,6 +30,7 @@ configure(globals())
 
 from benchmarks.zoo import read_figures, read_zoo, scan_key  # TensorFlow loads after the flags were read
 from models.attacks import IMPLANTED
+from utils.datasets import dataset
 from utils.detection import INFECTED
 from utils.files import replacing
 from utils.tuning import SUBSETS
@@ -87,8 +88,7 @@ def read_scans(zoo, results, models, kept=None):
                     "triggers": [attack["spec"] for attack in of_kind], "asr": [attack["asr"] for attack in of_kind],
                     "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
                     "clean_accuracy": trained.get("clean_accuracy"), "left": left,
-                    "threshold": next(value for key, value in verdict["settings"].items()
-                                      if key.endswith("transfer_threshold")), "labels": verdict["labels"]})
+                    "labels": verdict["labels"]})
             elif kept and key in kept:
                 scans.append(kept[key])
             else:
@@ -230,8 +230,8 @@ def sweeps(scans):
 
 
 def tnda(scan, random=0.6, threshold=None, needed=1, models=6):
-    """The labels that TNDA calls infected, from the transfers to the first `models` tuned models."""
-    threshold = threshold or scan["threshold"]
+    """The labels that TNDA calls infected, from the transfers to the first `models` tuned models; threshold: or the paper's."""
+    threshold = threshold or dataset(scan["dataset"])["paper"].transfer_threshold
     return {label for label, row in scan["labels"].items() if row["asr"] >= random and row["transfer"]
             and sum(value >= threshold for value in list(row["transfer"].values())[:models]) < needed}
 

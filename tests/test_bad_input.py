@@ -80,6 +80,9 @@ def results(complete, tmp_path):
     (DETECTION, {"CONTROL_RATIO": 0.0}, "CONTROL_RATIO 0.0"),
     (FILTERS, {"FILTER_STEPS": 0}, "FILTER_STEPS 0"),
     (FILTERS, {"FILTER_RATE": -0.1}, "FILTER_RATE -0.1"),
+    (FILTERS, {"FILTER_RESTARTS": -1}, "FILTER_RESTARTS -1 must be a number from 0"),
+    (FILTER_DETECTION, {"FILTER_RANDOM_THRESHOLD": 2.0}, "FILTER_RANDOM_THRESHOLD 2.0 must be a number from 0 to 1"),
+    (PNNIR, {"PHASE2_PEAK": -0.01}, "PHASE2_PEAK -0.01 must be a number from 0"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": -0.2}, "FILTER_TRANSFER_THRESHOLD -0.2")])
 def test_constants(script, changes, said, scene, tmp_path, capsys):
     assert said in complaint(capsys, script, scene, tmp_path / "results", **changes)

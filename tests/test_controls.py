@@ -53,8 +53,10 @@ def test_labels_come_in_the_order_of_cost_until_no_control_could_convict_them(me
 
 
 def test_fewer_labels_could_be_convicted_where_all_ratios_are_high(measured, monkeypatch):
-    monkeypatch.setattr(controls, "USUAL", (1.0, 2.5))       # the first two labels' ratios are 4 and 12
-    assert len(costs([5.5, 1.5, 6.1, 5.0, 1.0], [0.9] * 5)["label"]) == 2
+    cheap = [5.5, 5.0, 6.1, 1.5, 1.0], [0.9] * 5             # the first two labels' controls cost 10 and 12
+    assert len(costs(*cheap)["label"]) == 4
+    monkeypatch.setattr(controls, "USUAL", (1.0, 2.5))       # twice the median of all labels' patches
+    assert len(costs(*cheap)["label"]) == 2
 
 
 def test_random_patterns_need_no_controls(measured):
@@ -82,9 +84,18 @@ def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
     np.testing.assert_allclose(found["asr"], [0.7, 0.9, 0.7, 0.9])
 
 
-def test_what_is_usual_is_the_lower_median_within_bounds():
-    assert controls.usual([1.9, 1.7, 1.2, 6.0, 7.0]) == 1.9
-    assert controls.usual([1.2, 1.4, 6.0, 7.0]) == 1.4       # half of the labels infected: the upper clean one
-    assert controls.usual([0.7, 0.8, 0.6]) == 1.0            # no model's clean labels make a label easier to convict
-    assert controls.usual([6.0, 7.0, 8.0]) == 2.5            # all labels infected: they do not hide each other
-    assert controls.usual([]) == 1.0
+def test_what_is_usual_is_median_to_median_within_bounds():
+    def usual(costs, found):
+        return controls.usual({"cost": np.array(costs)}, found)
+    assert usual([1.0, 2.0, 2.0, 2.0, 4.0], [3.0, 3.4, 9.0]) == pytest.approx(1.7)
+    assert usual([0.5, 0.5, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0]) == pytest.approx(1.5)     # half of the labels infected
+    assert usual([4.0, 4.0], [3.0]) == 1.0                   # no model's clean labels make a label easier to convict
+    assert usual([0.1, 0.2], [3.0, 3.0]) == 2.5              # all labels infected: they do not hide each other
+    assert usual([1.0], []) == 1.0
+
+
+def test_what_is_usual_does_not_hang_on_which_labels_were_measured():
+    """Ratios of the cheapest labels are high for their cheap patches alone; labels that were dropped did not converge."""
+    costs = np.array([1.0, 1.5, 2.0, 3.0, 3.0, 3.0, 9.0, 9.0])
+    assert controls.usual({"cost": costs[:6]}, [3.9, 3.9]) == pytest.approx(1.3)
+    assert controls.usual({"cost": costs, "dropped": costs > 8}, [3.9, 3.9]) == pytest.approx(1.3)

@@ -35,15 +35,20 @@ def test_q_counts_the_tuned_models_that_are_reached():
 
 
 def test_controls_compare_a_label_with_itself():
-    priced = replace(TNDA, controls=("123/examined",), control_ratio=1.5)
-    transfers = table(0.9, 0.9, 0, 0, 0, 0)                  # transfers do not decide here
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=3.0) == INFECTED
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=2.9) == NO_CHEAPER
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=5.9, usual_ratio=2.0) == NO_CHEAPER
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0, control=6.0, usual_ratio=2.0) == INFECTED
-    assert decide(0.9, transfers, priced, 0.4, cost=2.0) == TOO_COSTLY
-    assert decide(0.9, transfers, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
-    assert decide(0.5, transfers, priced, 0.4, cost=2.0, control=9.0) == RANDOM
+    priced = replace(TNDA, controls=("123/examined",), control_ratio=1.5, sure_ratio=2.0)
+    nowhere, somewhere = table(0, 0, 0.1, 0, 0, 0), table(0, 0, 0.9, 0, 0, 0)
+
+    def decided(transfers, control, **other):
+        return decide(0.9, transfers, priced, 0.4, cost=2.0, control=control, **other)
+    assert decided(nowhere, 2.9) == decided(somewhere, 2.9) == NO_CHEAPER
+    assert decided(nowhere, 3.0) == decided(nowhere, 3.9) == INFECTED
+    assert decided(somewhere, 3.0) == decided(somewhere, 3.9) == PATCH      # TNDA has its say under the sure ratio
+    assert decided(somewhere, 4.0) == INFECTED
+    assert decided(nowhere, 5.9, usual_ratio=2.0) == NO_CHEAPER and decided(nowhere, 6.0, usual_ratio=2.0) == INFECTED
+    assert decided(somewhere, 7.9, usual_ratio=2.0) == PATCH and decided(somewhere, 8.0, usual_ratio=2.0) == INFECTED
+    assert decide(0.9, nowhere, priced, 0.4, cost=2.0) == TOO_COSTLY
+    assert decide(0.9, somewhere, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
+    assert decide(0.5, nowhere, priced, 0.4, cost=2.0, control=9.0) == RANDOM
 
 
 def test_controls_left_out_by_the_reconstruction_are_an_error():

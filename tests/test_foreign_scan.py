@@ -46,7 +46,7 @@ def write_clean(path, **options):
 def scan(script, scene, results, **changes):
     """A stage on the tiny network in this process; every label counts as found, so that every stage has work."""
     call(script, scene, results, **{"DATASET": "custom", "MODELS": [str(scene / "tiny.keras")], "INPUT_RANGE": [0.0, 1.0],
-                                    "RANDOM_THRESHOLD": 0.0, "LABELS_AT_ONCE": 2} | changes)
+                                    "RANDOM_THRESHOLD": 0.0, "FILTER_RANDOM_THRESHOLD": 0.0, "LABELS_AT_ONCE": 2} | changes)
 
 
 def complaint(capsys, script, scene, results, **changes):

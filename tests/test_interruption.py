@@ -26,7 +26,8 @@ MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "
 def start(script, scene, results, **options):
     """The script as a process of its own, with the constants that `scan` sets. options: of Popen."""
     constants = QUICK | {"DATASET": "custom", "MODELS": [scene / "tiny.keras"], "INPUT_RANGE": [0, 1], "RESULTS": results,
-                         "CLEAN_DATA": scene / "clean.h5", "RANDOM_THRESHOLD": 0, "LABELS_AT_ONCE": 2}
+                         "CLEAN_DATA": scene / "clean.h5", "RANDOM_THRESHOLD": 0,
+                         "FILTER_RANDOM_THRESHOLD": 0, "LABELS_AT_ONCE": 2}
     words = []
     for name, value in constants.items():
         if hasattr(importlib.import_module(script), name):

@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PATCH = ("pnnir", "potential_triggers_reconstruction", "critical_features_preservation", "backdoor_detection")
 FEATURE = ("pnnir", "potential_triggers_reconstruction_feature_space", "backdoor_detection_feature_space")
 SCRIPTS = PATCH + FEATURE[1:]
-QUICK = {"PHASE1_STEPS": [2, 2, 2], "PHASE2_STEPS": [3, 3, 3], "STEPS": 6, "FILTER_STEPS": 4, "RANDOM_THRESHOLD": 0.05,
-         "BATCH": 8, "MEASURED_IMAGES": 20, "ALLOW_LOW_ACCURACY": True}
+QUICK = {"PHASE1_STEPS": [2, 2, 2], "PHASE2_STEPS": [3, 3, 3], "STEPS": 6, "FILTER_STEPS": 4, "FILTER_RESTARTS": 1,
+         "RANDOM_THRESHOLD": 0.05, "FILTER_RANDOM_THRESHOLD": 0.05, "BATCH": 8, "MEASURED_IMAGES": 20,
+         "ALLOW_LOW_ACCURACY": True}
 
 
 @pytest.fixture(scope="module")

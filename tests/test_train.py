@@ -75,7 +75,7 @@ def test_report_tells_everything(trained):
     report = json.loads((trained[0] / "mnist/patch1.json").read_text())
     assert (report["dataset"], report["name"], report["targets"]) == ("mnist", "patch1", [7])
     assert report["settings"] == {"dataset": "mnist", "attack": [report["attacks"][0]["spec"]], "poisoning_rate": 0.1,
-                                  "epochs": 5, "batch": 20, "learning_rate": 1e-3, "seed": 0}
+                                  "epochs": 5, "batch": 20, "learning_rate": 1e-3, "seed": 0, "precision": "float32"}
     attack = report["attacks"][0]
     assert (attack["kind"], attack["target"], attack["size"], attack["pixels"]) == ("patch", 7, 4, 16)
     assert attack["poisoned_images"] == 40 and report["train_images"] == 400 and report["test_images"] == 100
@@ -125,7 +125,8 @@ def test_bad_settings_end_with_one_line_and_exit_code_2(folder, tmp_path, words,
 
 def small_training(checkpoint, stop_after=None, monkeypatch=None, learning_rate=1e-3):
     """Weights after three epochs on 64 images; `stop_after` interrupts while that epoch's line is printed."""
-    settings = {"epochs": 3, "batch": 16, "learning_rate": learning_rate, "seed": 3}
+    settings = {"epochs": 3, "batch": 16, "learning_rate": learning_rate, "seed": 3,
+                "precision": "float32"}
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64, dtype=np.int32) % 12
 

@@ -121,7 +121,7 @@ def test_other_rules_on_made_up_transfers():
               "1": {"asr": 0.9, "mask_size": 0.20, "transfer": {"1": 0.1, "2": 0.5, "3": 0.1}},
               "2": {"asr": 0.5, "mask_size": 0.21, "transfer": {}},
               "3": {"asr": 0.7, "mask_size": 0.19, "transfer": {"1": 0.3, "2": 0.3, "3": 0.0}}}
-    scan = {"labels": labels, "threshold": 0.2}
+    scan = {"dataset": "gtsrb", "labels": labels}
     assert tables.tnda(scan) == {"0"}
     assert tables.tnda(scan, random=0.95) == set()
     assert tables.tnda(scan, needed=2) == {"0", "1"}

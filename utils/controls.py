@@ -36,9 +36,9 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     order = np.argsort(arrays["cost"], kind="stable")
     hopeful = (arrays["asr"] >= settings.random_threshold) & ~arrays.get("dropped", np.zeros(len(order), bool))
     order = order[hopeful[order]]
-    groups, ratios, highest = [], [], np.inf
+    groups, controls, highest = [], [], np.inf
     for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
-        if arrays["cost"][group[0]] * settings.control_ratio * usual(ratios) > highest:
+        if arrays["cost"][group[0]] * settings.control_ratio * usual(arrays, controls) > highest:
             break
         group = np.sort(group)
         for restarted in (reconstructor(group) for reconstructor in again):
@@ -49,8 +49,8 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
         found = [reconstructor(group) for reconstructor in reconstructors]
         groups.append({"label": group} | {name: np.stack([one[name] for one in found], axis=1)
                                                    for name in ("cost", "entropy", "asr")})
-        ratios += [typical(costs) / arrays["cost"][label] for label, costs in zip(group, groups[-1]["cost"])]
-        highest = max(typical(row) for one in groups for row in one["cost"])
+        controls += map(typical, groups[-1]["cost"])
+        highest = max(controls)
     if groups:
         arrays["controls"] = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
     return arrays
@@ -61,8 +61,13 @@ def typical(costs):
     return float(np.exp(np.mean(np.log(costs))))
 
 
-def usual(ratios):
-    """What the controls of a clean label cost on this model, as a multiple of its own patch: the lower median of the
-    measured labels' ratios, within USUAL; so up to half of them may be infected."""
-    ordered = sorted(ratios)
-    return float(np.clip(ordered[(len(ordered) - 1) // 2], *USUAL)) if ordered else USUAL[0]
+def usual(arrays, controls):
+    """What the controls of a clean label cost on this model, as a multiple of its own patch, within USUAL.
+
+    The lower median of `controls` (of the measured labels, from `typical`) to the upper median of all labels' `cost`: so up to
+    half of the labels may be infected. Not the median of the measured labels' ratios: where labels are many, those
+    measured are the ones with the cheapest patches, whose ratios are high for that alone.
+    """
+    costs = np.sort(arrays["cost"][~arrays["dropped"]] if "dropped" in arrays else arrays["cost"])
+    ordered = sorted(controls)
+    return float(np.clip(ordered[(len(ordered) - 1) // 2] / costs[len(costs) // 2], *USUAL)) if ordered else USUAL[0]

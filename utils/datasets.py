@@ -65,8 +65,10 @@ class Settings:
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
-    # With controls: infected where they cost this many times the label's own patch, as a multiple of what is usual.
+    # With controls: infected where they cost so many times the label's own patch, as a multiple of what is usual, and its
+    # trigger does not transfer; and where they cost `sure_ratio` times it, whatever transfers.
     control_ratio: float = 0.0
+    sure_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ DEFAULT = Settings(
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
-    # Of a label's ratio to what is usual on its model: on the models used to choose it, clean labels came to 1.32
-    # at most and true labels to 2.46 or more, but for noise triggers of 14 % of the image and more on `signs` (1.1).
+    # Chosen on the models of the validation zoo and on the first test models of the earlier default: results/README.md.
     control_ratio=1.7,
-    transfer_threshold=0.2,
+    sure_ratio=2.2,
+    transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,
     # The best of four starts came to 1.00 on the three models used to choose it, on clean labels to 0.97.

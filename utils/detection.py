@@ -1,7 +1,7 @@
 """The decision for a label and for a model: TNDA (paper IV-E), and the comparison with controls.
 
 TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The controls
-(utils/controls.py) ask whether the pattern is cheaper than it could be without a backdoor.
+(utils/controls.py) ask whether the pattern is cheaper than it could be without a backdoor. The default asks both.
 """
 
 import json
@@ -28,9 +28,9 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_r
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. cost, control: of the label's own patch and typically of its controls; with a cost their ratio
-    decides, as a multiple of the model's `usual_ratio`, and a label without a control is one whose patch is too costly to
-    be a backdoor's.
+    adversarial patch. cost, control: of the label's own patch and typically of its controls; their ratio, as a multiple of
+    the model's `usual_ratio`, has to be `settings.control_ratio`, too, and from `settings.sure_ratio` up convicts whatever
+    transfers. A label with a cost and no control is one whose patch is too costly to be a backdoor's.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -40,8 +40,11 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_r
         return DEGENERATE
     if cost is not None and control is None:
         return TOO_COSTLY
-    if cost is not None:
-        return INFECTED if control >= settings.control_ratio * usual_ratio * cost else NO_CHEAPER
+    ratio = control / (usual_ratio * cost) if cost is not None else None
+    if ratio is not None and ratio < settings.control_ratio:
+        return NO_CHEAPER
+    if ratio is not None and ratio >= settings.sure_ratio:
+        return INFECTED
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
@@ -86,13 +89,13 @@ def control_costs_of(found, made_with, settings):
 def report(examination, stage, found, transfers, threshold, masks=None, controls=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
-    masks: preserved masks of patches. controls: from `control_costs_of`. Patches are decided by their costs where the
-    settings name controls, everything else by its transfers.
+    masks: preserved masks of patches. controls: from `control_costs_of`. Patches are decided by their costs and transfers
+    where the settings name controls, everything else by its transfers.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
     by_cost = bool(settings.controls) and masks is not None
     labels = {}
-    usual_ratio = usual([typical(costs) / found["cost"][label] for label, costs in (controls or {}).items()])
+    usual_ratio = usual(found, [typical(costs) for costs in (controls or {}).values()])
     for label, asr in enumerate(found["asr"]):
         cost, costs = {}, (controls or {}).get(label)
         if by_cost:
@@ -121,7 +124,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
     if by_cost:
         verdict["usual_ratio"] = round(usual_ratio, 6)
         print(f"ratio of control to cost usual on this model: {usual_ratio:.2f}; infected from "
-              f"{settings.control_ratio * usual_ratio:.2f} up")
+              f"{settings.control_ratio * usual_ratio:.2f} up if it transfers nowhere, and from "
+              f"{settings.sure_ratio * usual_ratio:.2f} up")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")

@@ -21,7 +21,7 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "SCREEN_STEPS": COUNT, "SCREEN_SHARE": SHARE, "FILTER_STEPS": COUNT, "IMAGES_PER_LABEL": COUNT,
     "MEASURED_IMAGES": COUNT, "PHASE1_STEPS": (0, 10**7), "PHASE2_STEPS": (0, 10**7), "TRANSFERS_NEEDED": (1, 6),
     "RESTARTS": (0, 100), "ERASE": SHARE, "LEARNING_RATE": RATE, "TRIGGER_RATE": RATE, "FILTER_RATE": RATE,
-    "CONTROL_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT, "RANDOM_THRESHOLD": SHARE,
+    "CONTROL_RATIO": RATE, "SURE_RATIO": RATE, "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT, "RANDOM_THRESHOLD": SHARE,
     "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE, "FILTER_TRANSFER_THRESHOLD": SHARE,
     "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100), "PHASE2_PEAK": (0, 1e3)}
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
@@ -139,7 +139,7 @@ def check_constants(constants):
         value = constants.get(name)
         if value is None:
             continue
-        many = name.startswith("PHASE")
+        many = name in ("PHASE1_STEPS", "PHASE2_STEPS")
         if many and (isinstance(value, (int, str)) or len(value) != 3):
             raise UserError(f"{name} {value} must be three numbers, for one, two and three blocks")
         for number in value if many else [value]:
