@@ -13,7 +13,8 @@ from utils import transfer
 from utils.clean_data import Sampler, images_of_others
 from utils.config import UserError
 from utils.datasets import Settings
-from utils.reconstruction import ColourTrigger, PatchTrigger, Reconstructor, reconstruct_filters, reconstruct_patches, reconstruction
+from utils.reconstruction import (ColourTrigger, PatchTrigger, Reconstructor, reconstruct_filters, reconstruct_patches,
+                                  reconstruction)
 
 LABELS, SHAPE = 4, (8, 8, 3)
 
