@@ -125,8 +125,7 @@ def test_bad_settings_end_with_one_line_and_exit_code_2(folder, tmp_path, words,
 
 def small_training(checkpoint, stop_after=None, monkeypatch=None, learning_rate=1e-3):
     """Weights after three epochs on 64 images; `stop_after` interrupts while that epoch's line is printed."""
-    settings = {"epochs": 3, "batch": 16, "learning_rate": learning_rate, "seed": 3,
-                "precision": "float32"}
+    settings = {"epochs": 3, "batch": 16, "learning_rate": learning_rate, "seed": 3, "precision": "float32"}
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64, dtype=np.int32) % 12
 

@@ -38,13 +38,14 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_r
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
-    if cost is not None and control is None:
-        return TOO_COSTLY
-    ratio = control / (usual_ratio * cost) if cost is not None else None
-    if ratio is not None and ratio < settings.control_ratio:
-        return NO_CHEAPER
-    if ratio is not None and ratio >= settings.sure_ratio:
-        return INFECTED
+    if cost is not None:
+        if control is None:
+            return TOO_COSTLY
+        ratio = control / (usual_ratio * cost)
+        if ratio < settings.control_ratio:
+            return NO_CHEAPER
+        if ratio >= settings.sure_ratio:
+            return INFECTED
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 

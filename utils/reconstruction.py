@@ -233,17 +233,12 @@ def reconstruct_filters(examination, models, stage, labels_at_once=None):
     Of 1 + `settings.filter_restarts` starts the one of the lowest entropy is kept, of those that leave something to see
     if there are any: one start in a few ends in a black image, or far from the filter.
     """
-    labels, arrays = range(examination.examined.labels), None
-    for restart in range(1 + examination.settings.filter_restarts):
-        found = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once, restart)(labels)
-        if arrays is None:
-            arrays = {name: array.copy() for name, array in found.items()}
-            continue
-        erased, before = found["collapse"] > COLLAPSED, arrays["collapse"] > COLLAPSED
-        better = np.where(erased == before, found["cost"] < arrays["cost"], before)
-        for name, array in found.items():
-            arrays[name][better] = array[better]
-    return arrays
+    labels = np.arange(examination.examined.labels)
+    starts = [Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once, restart)(labels)
+              for restart in range(1 + examination.settings.filter_restarts)]
+    starts = {name: np.stack([start[name] for start in starts]) for name in starts[0]}
+    best = np.lexsort((starts["cost"], starts["collapse"] > COLLAPSED), axis=0)[0]
+    return {name: array[best, labels] for name, array in starts.items()}
 
 
 def _joined(parts):

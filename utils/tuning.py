@@ -42,8 +42,7 @@ class Tuner:
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
-                          settings.phase2_peak)
+        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at))
 
     def _stop(self):
         """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
@@ -69,7 +68,8 @@ class Tuner:
     def phase2(self):
         """The `Trainer` of the whole network, compiled once for all tuned models."""
         everything = [layer for layer in self.examined.network.layers if layer.weights]
-        return Trainer(self.examined.network, everything, self._augmented, [self.images], self.labels, self.settings)
+        return Trainer(self.examined.network, everything, self._augmented, [self.images], self.labels, self.settings,
+                       self.settings.phase2_peak)
 
     def _scaled(self, batch, *_):
         return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
@@ -126,10 +126,10 @@ class Trainer:
     """Trains `layers` of a network with Adam on label-balanced batches; nothing else of it changes.
 
     prepare(batch, step, seed): a batch of `images` (a list of arrays: features of a frozen part, or the images alone)
-    to the network's input.
+    to the network's input. peak: of a learning rate in one cycle over the steps; 0: the settings' throughout.
     """
 
-    def __init__(self, network, layers, prepare, images, labels, settings):
+    def __init__(self, network, layers, prepare, images, labels, settings, peak=0.0):
         wanted = {id(layer) for layer in layers}
         self.network, self.layers = network, [(layer, id(layer) in wanted) for layer in network.layers]
         self._freeze()
@@ -139,10 +139,10 @@ class Trainer:
         self.optimizer.build(variables)
 
         @tf.function
-        def run(first, last, seed, peak, steps):
+        def run(first, last, steps, seed):
             total = 0.0
             for step in tf.range(first, last):
-                if peak > 0.0:
+                if peak:
                     self.optimizer.learning_rate.assign(one_cycle(tf.cast(step, tf.float32) / steps, peak))
                 chosen, target = sampler.balanced(step, settings.batch, seed)
                 batch = [tf.gather(part, chosen) for part in images]
@@ -158,11 +158,8 @@ class Trainer:
         for layer, trained in self.layers:
             layer.trainable = trained       # a frozen batch normalization keeps its statistics, too
 
-    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None, peak=0.0):
-        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them.
-
-        peak: of a learning rate in one cycle; 0: the settings' throughout.
-        """
+    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None):
+        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them."""
         self._freeze()
         rate = self.optimizer.learning_rate
         for variable in self.optimizer.variables:
@@ -170,8 +167,7 @@ class Trainer:
                 variable.assign(tf.zeros_like(variable))
         for first in range(0, steps, CHECK):
             last = min(first + CHECK, steps)
-            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(seed), tf.constant(peak),
-                                  tf.constant(float(steps))))
+            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(float(steps)), tf.constant(seed)))
             progress(last, steps, loss)
             if stop(loss):
                 break
