@@ -34,7 +34,7 @@ SURE_RATIO: float | None = None          # and where it is so many times it, wha
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import control_costs_of, measure_transfers, report
+from utils.detection import measure_transfers, ratios_found, report
 from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "control_ratio",
@@ -46,14 +46,14 @@ def main():
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
         found, made_with, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
         preserved, _, preserved_triggers = examination.read("preserved_triggers", "critical_features_preservation.py")
-        controls = control_costs_of(found, made_with, examination.settings)
+        ratios = ratios_found(found, made_with, examination.settings)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:
             triggers = found | {"mask": preserved["mask"]}
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, triggers)
             verdict = report(examination, stage, found, transfers, examination.settings.transfer_threshold,
-                             preserved["mask"], controls)
+                             preserved["mask"], ratios)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(triggers, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

@@ -140,15 +140,18 @@ def wilson(count, total, z=1.96):
 
 def model_row(scan):
     """One line: what was hidden, what was found, and the closest calls."""
-    ratio = {int(label): row["control"] / row["cost"] for label, row in scan["labels"].items() if "control" in row}
+    ratio = {int(label): row["ratio"] for label, row in scan["labels"].items() if "ratio" in row}
     text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
     text += f"hidden {scan['targets']} found {scan['infected']}"
     shown = {label: scan["labels"][str(label)] for label in scan["targets"]}
-    text += "".join(f"; {label}: ASR {row['asr']:.2f}, cost {row.get('cost', math.nan):.2f}, ratio "
-                    f"{ratio.get(label, math.nan):.2f}" for label, row in shown.items())
-    others = {label: value for label, value in ratio.items() if label not in scan["targets"]}
-    top = sorted(others.items(), key=lambda item: -item[1])[:3]
-    return text + "; other ratios " + ", ".join(f"{label}: {value:.2f}" for label, value in top)
+    text += "".join(f"; {label}: ASR {row['asr']:.2f}, ratio {_close(row)}" for label, row in shown.items())
+    others = sorted((label for label in ratio if label not in scan["targets"]), key=lambda label: -ratio[label])[:3]
+    return text + "; others " + ", ".join(f"{label}: {_close(scan['labels'][str(label)])}" for label in others)
+
+
+def _close(row):
+    """How near to a conviction a label is: its ratio, and the largest transfer of its trigger."""
+    return f"{row.get('ratio', math.nan):.2f} (transfers {max(row['transfer'].values(), default=math.nan):.2f})"
 
 
 def separation(scans):
@@ -177,13 +180,10 @@ def statistics(row):
              "small preserved mask": -row["preserved_size"], "low largest transfer (q = 1)": -transfer.max(),
              "low median transfer": -np.median(transfer), "low mean transfer": -transfer.mean(),
              "low largest transfer relative to ASR": -transfer.max() / max(row["asr"], 1e-6)}
-    if "controls" in row:
-        costs = np.array(list(row["controls"].values()))
-        found |= {"low cost": -row["cost"], "controls' geometric mean to cost": row["control"] / row["cost"],
-                  "controls' median to cost": np.median(costs) / row["cost"],
-                  "lowest control to cost": costs.min() / row["cost"],
-                  "controls' mean less cost": costs.mean() - row["cost"]}
-        found |= {f"control {pair} to cost": value / row["cost"] for pair, value in row["controls"].items()}
+    if "ratio" in row:
+        found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
+                  "free controls to the free patch": row["free_control"] / row["free_cost"],
+                  "the default's ratio": row["ratio"]}
     return found
 
 
@@ -230,7 +230,7 @@ def sweeps(scans):
 
 
 def tnda(scan, random=0.6, threshold=None, needed=1, models=6):
-    """The labels that TNDA calls infected, from the transfers to the first `models` tuned models; threshold: or the paper's."""
+    """The labels that TNDA calls infected, from transfers to the first `models` tuned models; no threshold: the paper's."""
     threshold = threshold or dataset(scan["dataset"])["paper"].transfer_threshold
     return {label for label, row in scan["labels"].items() if row["asr"] >= random and row["transfer"]
             and sum(value >= threshold for value in list(row["transfer"].values())[:models]) < needed}

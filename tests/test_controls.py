@@ -1,4 +1,4 @@
-"""Which labels get controls, and what these cost."""
+"""Which labels get controls, what these cost, and the ratios that come of it."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,93 +9,98 @@ import pytest
 from utils import controls
 from utils.datasets import Settings
 
-PAIRS = ("123/examined", "23/123")
+CONTROLS = ("123/examined", "23/123", "123", "12")
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A stand-in for the optimization: control costs of 2 and 8 for label 0, of 3 and 12 for label 1, and so on."""
+    """A stand-in for the optimization, and what it was asked: (models, labels, restart).
+
+    A free patch costs 1 for label 0, 2 for label 1 and so on; alone on 123 twice that, on 12 eight times. Controls of the
+    patch proper cost 6 and 24 each.
+    """
     calls = []
 
     class Made:
-        def __init__(self, kind, examination, models, pair, stage, chunk, restart=0):
+        def __init__(self, kind, examination, models, pair, stage, chunk=None, restart=0):
             self.pair, self.restart = pair, restart
 
         def __call__(self, labels):
-            calls.append((self.pair, list(labels)))
-            if self.restart:                     # a second start finds a patch of cost 4 for every label
-                return {"cost": np.full(len(labels), 4.0), "asr": np.where(np.array(labels) == 3, 0.5, 0.7)}
-            cost = (np.array(labels) + 2.0) * (4 if self.pair == "23/123" else 1)
-            return {"cost": cost, "entropy": cost / 2, "asr": cost * 0 + 0.9}
+            calls.append((self.pair, list(labels), self.restart))
+            labels = np.array(labels)
+            flat = np.ones(len(labels))
+            cost = {"examined": labels + 1.0, "123": 2 * (labels + 1.0), "12": 8 * (labels + 1.0), "examined/123": 4 * flat,
+                    "123/examined": 6 * flat, "23/123": 24 * flat}[self.pair]
+            # A second start halves the cost of label 0 alone, and is random on label 3.
+            cost = np.where(labels == 0, cost / 2, cost + (labels != 3)) if self.restart else cost
+            asr = np.where((labels == 3) & (self.restart > 0), 0.5, 0.9)
+            return {"label": labels, "cost": cost, "entropy": cost / 2, "asr": asr}
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)
-    monkeypatch.setattr(controls, "USUAL", (1.0, 1.0))
+    monkeypatch.setattr(controls, "SPREAD", 3)
     return calls
 
 
-def measure(cost, asr, ratio=2.0, restarts=0, **more):
-    examination = SimpleNamespace(settings=replace(Settings(), controls=PAIRS, control_ratio=ratio, restarts=restarts))
-    return controls.measure_controls(examination, None, {"cost": np.array(cost), "asr": np.array(asr)} | more, None)
+def measure(asr, cost=4.0, ratio=2.1, restarts=0, **more):
+    settings = replace(Settings(), controls=CONTROLS, control_ratio=ratio, restarts=restarts)
+    arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
+              "asr": np.array(asr)}
+    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, None)
 
 
-def costs(*args, **options):
-    return measure(*args, **options).get("controls", {})
+def test_free_controls_are_of_labels_of_every_cost_and_of_the_cheapest(measured):
+    found = measure([0.9] * 7)
+    # Spread: the cheapest, the middle, the costliest; the usual ratio is 4, held to 2.5. Then labels 1 and 2, whose patches
+    # of 2 and 3 a control of 28 could convict at 2.1 · 2.5, and 4 and 5 (5 · 5.25 < 28); 6 were the spread's.
+    np.testing.assert_array_equal(found["free_controls"]["label"], [0, 3, 6, 1, 2, 4, 5])
+    np.testing.assert_allclose(found["free_controls"]["cost"][:2], [[2, 8], [8, 32]])
+    assert found["usual_ratio"] == 2.5
+    assert measured[0] == ("examined", list(range(7)), 0)
 
 
-def test_labels_come_in_the_order_of_cost_until_no_control_could_convict_them(measured):
-    # Labels 4 and 1 are the cheapest; their controls cost 12 and 6. Label 3 at 5 could be convicted by a control of 12
-    # and is measured with label 0; label 2 at 6.1 could not.
-    found = costs([5.5, 1.5, 6.1, 5.0, 1.0], [0.9] * 5)
-    assert measured == [(pair, labels) for labels in ([1, 4], [0, 3]) for pair in PAIRS]
-    np.testing.assert_array_equal(found["label"], [1, 4, 0, 3])
-    np.testing.assert_allclose(found["cost"], [[3, 12], [6, 24], [2, 8], [5, 20]])
-    assert controls.typical(found["cost"][0]) == pytest.approx(6.0)
+def test_labels_too_costly_to_be_convicted_get_no_free_controls(measured):
+    found = measure([0.9] * 7, ratio=4.0)          # 2 · 4 · 2.5 is under 28, 5 · 4 · 2.5 is not
+    np.testing.assert_array_equal(found["free_controls"]["label"], [0, 3, 6, 1, 2])
+    assert set(controls.relative_ratios(found)) == {0, 1, 2, 3, 6}
 
 
-def test_fewer_labels_could_be_convicted_where_all_ratios_are_high(measured, monkeypatch):
-    cheap = [5.5, 5.0, 6.1, 1.5, 1.0], [0.9] * 5             # the first two labels' controls cost 10 and 12
-    assert len(costs(*cheap)["label"]) == 4
-    monkeypatch.setattr(controls, "USUAL", (1.0, 2.5))       # twice the median of all labels' patches
-    assert len(costs(*cheap)["label"]) == 2
+def test_suspicious_labels_get_controls_of_the_patch_proper(measured):
+    found = measure([0.9, 0.9, 0.59])              # every free ratio is 4, 1.6 times the 2.5 that is usual at most
+    np.testing.assert_array_equal(found["controls"]["label"], [0, 1])           # label 2 is random
+    np.testing.assert_allclose(found["controls"]["cost"], [[6, 24], [6, 24]])
+    ratios = controls.relative_ratios(found)
+    np.testing.assert_allclose([ratios[0], ratios[1]], np.sqrt(4 * 12 / 4) / 2.5)      # of both patches
+    assert ratios[2] == pytest.approx(4 / 2.5)                                  # of the free one
 
 
-def test_random_patterns_need_no_controls(measured):
-    found = costs([1.0, 1.0, 1.0], [0.59, 0.6, 0.2])
-    np.testing.assert_array_equal(found["label"], [1])
-    assert costs([1.0, 1.0], [0.1, 0.2]) == {}
+def test_without_suspicion_there_are_no_further_controls(measured, monkeypatch):
+    monkeypatch.setattr(controls, "SUSPICIOUS", 1.7)
+    assert "controls" not in measure([0.9] * 3)
+    assert {pair for pair, _, _ in measured} == {"examined", "123", "12"}
 
 
-def test_labels_that_the_first_round_dropped_get_no_controls(measured):
-    found = measure([1.0, 1.5, 2.0], [0.9] * 3, restarts=1, dropped=np.array([True, False, False]))
-    np.testing.assert_array_equal(found["controls"]["label"], [1, 2])
-    np.testing.assert_array_equal(found["dropped"], [True, False, False])
-    assert all(0 not in labels for _, labels in measured)
-
-
-def test_a_lower_ratio_measures_more_labels(measured):
-    assert len(costs([1.0, 1.0, 9.0, 9.0], [0.9] * 4, ratio=2.0)["label"]) == 2
-    assert len(costs([1.0, 1.0, 9.0, 9.0], [0.9] * 4, ratio=0.5)["label"]) == 4
+def test_labels_that_the_first_round_dropped_get_nothing(measured):
+    found = measure([0.9] * 4, restarts=1, dropped=np.array([False, True, False, False]))
+    np.testing.assert_array_equal(found["free"]["label"], [0, 2, 3])
+    np.testing.assert_array_equal(found["free_controls"]["label"], [0, 2, 3])
+    assert all(1 not in labels for _, labels, _ in measured)
+    ratios = controls.relative_ratios(found)
+    np.testing.assert_allclose([ratios[0], ratios[2], ratios[3]], np.sqrt([8 * 6, 12, 12]) / 2.5)
 
 
 def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
-    found = measure([5.0, 3.0, 90.0, 5.5], [0.9] * 4, ratio=0.1, restarts=1)
-    assert measured[0] == ("examined/123", [0, 1]) and measured[3] == ("examined/123", [2, 3])
-    np.testing.assert_allclose(found["cost"], [4.0, 3.0, 4.0, 5.5])     # the second start of label 3 is random
-    np.testing.assert_allclose(found["asr"], [0.7, 0.9, 0.7, 0.9])
+    found = measure([0.9] * 4, restarts=1, ratio=0.1)
+    np.testing.assert_allclose(found["free"]["cost"], [0.5, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(found["cost"], [2.0, 4.0, 4.0, 4.0])
+    again = measure([0.9] * 4, cost=9.0, restarts=1, ratio=0.1)
+    np.testing.assert_allclose(again["cost"], [2.0, 5.0, 5.0, 9.0])             # the second start of label 3 is random
 
 
-def test_what_is_usual_is_median_to_median_within_bounds():
-    def usual(costs, found):
-        return controls.usual({"cost": np.array(costs)}, found)
-    assert usual([1.0, 2.0, 2.0, 2.0, 4.0], [3.0, 3.4, 9.0]) == pytest.approx(1.7)
-    assert usual([0.5, 0.5, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0]) == pytest.approx(1.5)     # half of the labels infected
-    assert usual([4.0, 4.0], [3.0]) == 1.0                   # no model's clean labels make a label easier to convict
-    assert usual([0.1, 0.2], [3.0, 3.0]) == 2.5              # all labels infected: they do not hide each other
-    assert usual([1.0], []) == 1.0
+def test_what_is_usual_is_the_median_within_bounds():
+    assert controls.usual([1.2, 9.0, 1.4]) == pytest.approx(1.4)
+    assert controls.usual([0.7, 0.8]) == 1.0                 # no model's clean labels make a label easier to convict
+    assert controls.usual([9.0, 8.0]) == 2.5                 # all labels infected: they do not hide each other
 
 
-def test_what_is_usual_does_not_hang_on_which_labels_were_measured():
-    """Ratios of the cheapest labels are high for their cheap patches alone; labels that were dropped did not converge."""
-    costs = np.array([1.0, 1.5, 2.0, 3.0, 3.0, 3.0, 9.0, 9.0])
-    assert controls.usual({"cost": costs[:6]}, [3.9, 3.9]) == pytest.approx(1.3)
-    assert controls.usual({"cost": costs, "dropped": costs > 8}, [3.9, 3.9]) == pytest.approx(1.3)
+def test_controls_are_averaged_in_their_logarithms():
+    assert controls.typical(np.array([2.0, 8.0])) == pytest.approx(4.0)

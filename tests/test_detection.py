@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from utils.config import UserError
-from utils.controls import typical
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, control_costs_of, decide, random_under
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, decide, random_under, ratios_found
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -35,35 +34,36 @@ def test_q_counts_the_tuned_models_that_are_reached():
 
 
 def test_controls_compare_a_label_with_itself():
-    priced = replace(TNDA, controls=("123/examined",), control_ratio=1.5, sure_ratio=2.0)
+    priced = replace(TNDA, controls=("123/examined", "123"), control_ratio=1.5, sure_ratio=2.0)
     nowhere, somewhere = table(0, 0, 0.1, 0, 0, 0), table(0, 0, 0.9, 0, 0, 0)
 
-    def decided(transfers, control, **other):
-        return decide(0.9, transfers, priced, 0.4, cost=2.0, control=control, **other)
-    assert decided(nowhere, 2.9) == decided(somewhere, 2.9) == NO_CHEAPER
-    assert decided(nowhere, 3.0) == decided(nowhere, 3.9) == INFECTED
-    assert decided(somewhere, 3.0) == decided(somewhere, 3.9) == PATCH      # TNDA has its say under the sure ratio
-    assert decided(somewhere, 4.0) == INFECTED
-    assert decided(nowhere, 5.9, usual_ratio=2.0) == NO_CHEAPER and decided(nowhere, 6.0, usual_ratio=2.0) == INFECTED
-    assert decided(somewhere, 7.9, usual_ratio=2.0) == PATCH and decided(somewhere, 8.0, usual_ratio=2.0) == INFECTED
-    assert decide(0.9, nowhere, priced, 0.4, cost=2.0) == TOO_COSTLY
-    assert decide(0.9, somewhere, priced, 0.4) == PATCH      # without costs, as in the feature space, TNDA decides
-    assert decide(0.5, nowhere, priced, 0.4, cost=2.0, control=9.0) == RANDOM
+    def decided(transfers, ratio, asr=0.9):
+        return decide(asr, transfers, priced, 0.4, by_ratio=True, ratio=ratio)
+    assert decided(nowhere, 1.49) == decided(somewhere, 1.49) == NO_CHEAPER
+    assert decided(nowhere, 1.5) == decided(nowhere, 1.99) == INFECTED
+    assert decided(somewhere, 1.5) == decided(somewhere, 1.99) == PATCH         # TNDA has its say under the sure ratio
+    assert decided(somewhere, 2.0) == INFECTED
+    assert decided(nowhere, None) == TOO_COSTLY
+    assert decided(nowhere, 9.0, asr=0.5) == RANDOM
+    assert decide(0.9, somewhere, priced, 0.4) == PATCH      # without ratios, as in the feature space, TNDA decides
+    assert decide(0.9, nowhere, priced, 0.4) == INFECTED
 
 
 def test_controls_left_out_by_the_reconstruction_are_an_error():
-    priced = replace(TNDA, controls=("123/examined", "23/123"), control_ratio=1.5)
-    made_with = {"controls": ["123/examined", "23/123"], "random_threshold": 0.6, "control_ratio": 1.5}
-    found = {"controls": {"label": np.array([3, 1]), "cost": np.array([[2.0, 8.0], [1.0, 1.0]], np.float32)}}
-    costs = control_costs_of(found, made_with, priced)
-    assert typical(costs[3]) == pytest.approx(4.0) and set(costs) == {1, 3}
-    assert control_costs_of({}, made_with, priced) == {}
-    assert control_costs_of({}, made_with, TNDA) == {}
+    priced = replace(TNDA, controls=("123/examined", "123"), control_ratio=1.5)
+    made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "control_ratio": 1.5}
+    one, labels = np.ones(3), np.arange(3)
+    found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
+             "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
+             "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])}}
+    ratios = ratios_found(found, made_with, priced)
+    assert ratios == pytest.approx({2: 6 / 1.25, 0: 2 / 1.25})         # label 2: both patches; label 0: the free one
+    assert ratios_found(found, made_with, TNDA) is None
     for change in ({"control_ratio": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-            control_costs_of(found, made_with, replace(priced, **change))
+            ratios_found(found, made_with, replace(priced, **change))
     with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-        control_costs_of(found, {"random_threshold": 0.6}, priced)        # made before there were controls
+        ratios_found(found, {"random_threshold": 0.6}, priced)        # made before there were controls
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

@@ -3,57 +3,85 @@
 The patch of a label is effective on the examined model and not on tuned model 123. The same is asked of other pairs of
 models that are as alike as those two, the first of which has no backdoor: two tuned models, or the same two with their
 roles swapped. On a clean label all of these are the same problem. A backdoor makes the first far cheaper: each label is
-its own control. What the tuned models' training does to all labels alike, as when random erasing hardens them against any
-patch, is in the ratio of every label, so a label's ratio is held against what is usual on the model.
+its own control. The free patch of a label is made without L_clean, and its controls on tuned models alone: what little a
+tuned model still answers to, L_clean forbids the first patch, and two patches that were made apart err apart. What training
+the tuned models does to all labels alike is in the ratio of every label, so it is held against what is usual on the model.
 """
 
 import numpy as np
 
 from utils.reconstruction import PatchTrigger, Reconstructor
 
-GROUP = 8                # labels measured together
+OWN, FREE = "examined/123", "examined"
+GROUP = 6                # labels measured together
+SPREAD = 12              # labels, evenly from the cheapest to the costliest, that tell what is usual
 USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
+SUSPICIOUS = 1.3         # times the usual, of the free patch alone: labels under it come to no ratio that convicts
 
 
 def measure_controls(examination, models, arrays, stage, labels_at_once=None):
-    """The patches, with restarts of the cheapest, and under `controls` what the controls of these cost.
+    """The patches with restarts of the suspicious labels', the free patches, and what the controls of both cost.
 
-    models: by name, from `examination.models`; arrays: of the patches, labels × …. Labels come in the order of their
-    patch's cost, until that times the ratio that convicts (`settings.control_ratio` times what is `usual` so far) is more
-    than any control measured: labels from there on cannot be infected unless their controls cost more than all the others'
-    or their further starts less than their first. Labels whose pattern is random, or that a first round dropped, have
-    none. A label that has controls is started again `settings.restarts` times and keeps its cheapest patch that is not
-    random: found once is found.
-    Returns arrays as those given, and `controls`: `label` L, and `cost`, `entropy`, `asr` L×pairs in the order of
-    `settings.controls`.
+    models: by name, from `examination.models`; arrays: of the patches, labels × …. Free patches are made for every label;
+    controls of these for labels SPREAD over the order of their cost, and for others in that order until their free patch
+    times the ratio that convicts (`settings.control_ratio` times what is usual) is more than any control measured. Labels
+    whose ratio of these is SUSPICIOUS get controls of the patch proper. A label that has controls is started again
+    `settings.restarts` times and keeps its cheapest patch that is not random: found once is found. Labels whose pattern is
+    random, or that a first round dropped, are not suspicious.
+    Returns arrays as those given, and `free` (as the patches, rows of `label`), `free_controls` and `controls`: each with
+    `label` K, and `cost`, `entropy`, `asr` K×models; and `usual_ratio`.
     """
     settings = examination.settings
-    chunk = min(GROUP, labels_at_once or GROUP)
-    again = [Reconstructor(PatchTrigger, examination, models, "examined/123", stage, chunk, restart)
-             for restart in range(1, settings.restarts + 1)]
-    reconstructors = [Reconstructor(PatchTrigger, examination, models, pair, stage, chunk) for pair in settings.controls]
+    made = {}
+
+    def reconstruct(pair, labels, restart=0):
+        if (pair, restart) not in made:
+            made[pair, restart] = Reconstructor(PatchTrigger, examination, models, pair, stage,
+                                                min(GROUP, labels_at_once or GROUP), restart)
+        return made[pair, restart](labels)
+
+    def measure(own, pair, controls, labels):
+        """Keep the cheapest starts of `own` (rows by label) and return the controls of `labels`."""
+        labels = np.sort(labels)
+        rows = np.searchsorted(own["label"], labels)
+        for restart in range(1, settings.restarts + 1):
+            found = reconstruct(pair, labels, restart)
+            cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
+            for name, array in found.items():
+                own[name][rows[cheaper]] = array[cheaper]
+        found = [reconstruct(control, labels) for control in controls]
+        return {"label": labels} | {name: np.stack([one[name] for one in found], axis=1)
+                                    for name in ("cost", "entropy", "asr")}
+
     arrays = {name: array.copy() for name, array in arrays.items()}
-    order = np.argsort(arrays["cost"], kind="stable")
-    hopeful = (arrays["asr"] >= settings.random_threshold) & ~arrays.get("dropped", np.zeros(len(order), bool))
-    order = order[hopeful[order]]
-    groups, controls, highest = [], [], np.inf
-    for group in (order[first:first + GROUP] for first in range(0, len(order), GROUP)):
-        if arrays["cost"][group[0]] * settings.control_ratio * usual(arrays, controls) > highest:
+    kept = np.flatnonzero(~arrays["dropped"]) if "dropped" in arrays else np.arange(len(arrays["cost"]))
+    hopeful = arrays["asr"] >= settings.random_threshold
+    free = {name: array.copy() for name, array in
+            Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept).items()}
+    pairs, alone = pairs_of(settings.controls)
+
+    order = kept[np.argsort(free["cost"], kind="stable")]
+    spread = order[np.unique(np.linspace(0, len(order) - 1, SPREAD).round().astype(int))]
+    groups = [measure(free, FREE, alone, spread)]
+    usual_ratio = usual(ratios_of(free, groups[0]).values())
+    others = order[hopeful[order] & ~np.isin(order, spread)]
+    for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
+        cheapest = free["cost"][np.searchsorted(kept, group[0])]
+        if cheapest * settings.control_ratio * usual_ratio > max(typical(costs) for one in groups for costs in one["cost"]):
             break
-        group = np.sort(group)
-        for restarted in (reconstructor(group) for reconstructor in again):
-            reaches = restarted["asr"] >= settings.random_threshold
-            cheaper = reaches & (restarted["cost"] < arrays["cost"][group])
-            for name, array in restarted.items():
-                arrays[name][group[cheaper]] = array[cheaper]
-        found = [reconstructor(group) for reconstructor in reconstructors]
-        groups.append({"label": group} | {name: np.stack([one[name] for one in found], axis=1)
-                                                   for name in ("cost", "entropy", "asr")})
-        controls += map(typical, groups[-1]["cost"])
-        highest = max(controls)
-    if groups:
-        arrays["controls"] = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+        groups.append(measure(free, FREE, alone, group))
+    arrays |= {"free": free, "usual_ratio": np.float32(usual_ratio),
+               "free_controls": {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}}
+    suspects = [label for label, ratio in ratios_of(free, arrays["free_controls"]).items()
+                if hopeful[label] and ratio >= SUSPICIOUS * usual_ratio]
+    if suspects:
+        arrays["controls"] = measure(arrays, OWN, pairs, np.array(suspects))
     return arrays
+
+
+def pairs_of(controls):
+    """(controls of patches, controls of free patches): pairs of models, and models alone."""
+    return [name for name in controls if "/" in name], [name for name in controls if "/" not in name]
 
 
 def typical(costs):
@@ -61,13 +89,24 @@ def typical(costs):
     return float(np.exp(np.mean(np.log(costs))))
 
 
-def usual(arrays, controls):
-    """What the controls of a clean label cost on this model, as a multiple of its own patch, within USUAL.
+def ratios_of(own, controls):
+    """Label → what its controls cost typically, as a multiple of its patch. own: arrays, a row for each `label`."""
+    rows = np.searchsorted(own["label"], controls["label"])
+    return {int(label): typical(costs) / float(cost)
+            for label, costs, cost in zip(controls["label"], controls["cost"], own["cost"][rows])}
 
-    The lower median of `controls` (of the measured labels, from `typical`) to the upper median of all labels' `cost`: so up to
-    half of the labels may be infected. Not the median of the measured labels' ratios: where labels are many, those
-    measured are the ones with the cheapest patches, whose ratios are high for that alone.
+
+def usual(ratios):
+    """The median of `ratios`, within USUAL: up to half of the labels may be infected."""
+    return float(np.clip(np.median(list(ratios)), *USUAL))
+
+
+def relative_ratios(arrays):
+    """Label → its ratio as a multiple of what is usual, from what `measure_controls` returned.
+
+    The geometric mean of the ratios of the patch and of the free patch; that of the free patch alone where it is not
+    suspicious.
     """
-    costs = np.sort(arrays["cost"][~arrays["dropped"]] if "dropped" in arrays else arrays["cost"])
-    ordered = sorted(controls)
-    return float(np.clip(ordered[(len(ordered) - 1) // 2] / costs[len(costs) // 2], *USUAL)) if ordered else USUAL[0]
+    proper = ratios_of(arrays, arrays["controls"]) if "controls" in arrays else {}
+    return {label: float(np.sqrt(ratio * proper.get(label, ratio)) / arrays["usual_ratio"])
+            for label, ratio in ratios_of(arrays["free"], arrays["free_controls"]).items()}

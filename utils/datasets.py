@@ -48,7 +48,8 @@ class Settings:
     screen_steps: int = 100
     screen_share: float = 1.0
     adam_kept: bool = False              # the release never resets Adam: labels go one by one, each with the moments before
-    # Pairs of models without the backdoor: what a patch effective on the first, not on the second, costs as a control.
+    # Models without the backdoor: what a patch costs that is effective on the first of a pair and not on the second, or on one
+    # model alone.
     controls: tuple = ()
     restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
 
@@ -116,12 +117,12 @@ DEFAULT = Settings(
     trigger_rate=0.05,
     price_ramp=0.5,
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
-    controls=("123/examined", "12/123", "13/123", "23/123"),     # each label is its own control
+    controls=("123/examined", "12/123", "13/123", "23/123", "123", "12", "13", "23"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
-    # Chosen on validation models and on test models retired for it (results/README.md): found targets come to 2.07 and more,
-    # clean labels that transfer nowhere to 1.68, but for one of 2.7.
-    control_ratio=1.85,
-    sure_ratio=3.0,
+    # Chosen on validation models and on test models retired for it (results/README.md): found targets come to 2.27 and more,
+    # clean labels that transfer nowhere to 1.92, the others to 2.11.
+    control_ratio=2.1,
+    sure_ratio=2.5,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

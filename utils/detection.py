@@ -11,7 +11,7 @@ import numpy as np
 
 from utils import transfer
 from utils.config import UserError
-from utils.controls import typical, usual
+from utils.controls import relative_ratios, typical
 from utils.files import replacing
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
@@ -23,14 +23,14 @@ NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
 
-def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_ratio=1.0, collapse=0.0):
+def decide(asr, transfers, settings, threshold, by_ratio=False, ratio=None, collapse=0.0):
     """A label's decision, one of the texts above.
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. cost, control: of the label's own patch and typically of its controls; their ratio, as a multiple of
-    the model's `usual_ratio`, has to be `settings.control_ratio`, too, and from `settings.sure_ratio` up convicts whatever
-    transfers. A label with a cost and no control is one whose patch is too costly to be a backdoor's.
+    adversarial patch. by_ratio: whether controls decide, too. ratio: of the label's controls to its own patches, as a
+    multiple of what is usual on the model (`utils.controls.relative_ratios`): it has to be `settings.control_ratio`, and
+    from `settings.sure_ratio` up convicts whatever transfers. None: the label's patch is too costly to be a backdoor's.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -38,10 +38,9 @@ def decide(asr, transfers, settings, threshold, cost=None, control=None, usual_r
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
-    if cost is not None:
-        if control is None:
+    if by_ratio:
+        if ratio is None:
             return TOO_COSTLY
-        ratio = control / (usual_ratio * cost)
         if ratio < settings.control_ratio:
             return NO_CHEAPER
         if ratio >= settings.sure_ratio:
@@ -71,49 +70,40 @@ def random_under(settings, triggers):
     return settings.filter_random_threshold if "matrix" in triggers else settings.random_threshold
 
 
-def control_costs_of(found, made_with, settings):
-    """Label → the costs of its controls, where the reconstruction measured them; {} where no controls decide.
+def ratios_found(found, made_with, settings):
+    """Label → its relative ratio, where the reconstruction measured controls; None where no controls decide.
 
     found, made_with: arrays and settings of potential_triggers.h5. Raises UserError where it left out labels that these
     settings could convict.
     """
     if not settings.controls:
-        return {}
+        return None
     if (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"] > settings.random_threshold
             or made_with["control_ratio"] > settings.control_ratio):
         raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
                         "CONTROL_RATIO: run potential_triggers_reconstruction.py again with --overwrite and these settings")
-    return {int(label): costs for label, costs in zip(*(found["controls"][name] for name in ("label", "cost")))} \
-        if found.get("controls") else {}
+    return relative_ratios(found)
 
 
-def report(examination, stage, found, transfers, threshold, masks=None, controls=None):
+def report(examination, stage, found, transfers, threshold, masks=None, ratios=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
-    masks: preserved masks of patches. controls: from `control_costs_of`. Patches are decided by their costs and transfers
-    where the settings name controls, everything else by its transfers.
+    masks: preserved masks of patches. ratios: from `ratios_found`; without them transfers decide alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
-    by_cost = bool(settings.controls) and masks is not None
     labels = {}
-    usual_ratio = usual(found, [typical(costs) for costs in (controls or {}).values()])
     for label, asr in enumerate(found["asr"]):
-        cost, costs = {}, (controls or {}).get(label)
-        if by_cost:
-            cost = {"cost": round(float(found["cost"][label]), 6)}
-        if costs is not None:
-            cost["control"] = round(typical(costs), 6)
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
             row["mask_size"] = round(float(found["mask"][label].mean()), 6)
             row["preserved_size"] = round(float(masks[label].mean()), 6)
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
+        if ratios is not None:
+            row |= _costs(found, label) | ({"ratio": round(ratios[label], 6)} if label in ratios else {})
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        decision = decide(asr, row["transfer"], settings, threshold, **cost, usual_ratio=usual_ratio, **collapse)
-        if costs is not None:
-            cost["controls"] = dict(zip(settings.controls, np.round(costs.astype(float), 6).tolist()))
-        labels[str(label)] = row | cost | {"decision": decision}
+        row["decision"] = decide(asr, row["transfer"], settings, threshold, ratios is not None, row.get("ratio"), **collapse)
+        labels[str(label)] = row
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
@@ -122,11 +112,10 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
                "labels": labels, "settings": stage.settings, "seed": examination.seed,
                "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
     print(_table(labels, infected))
-    if by_cost:
-        verdict["usual_ratio"] = round(usual_ratio, 6)
-        print(f"ratio of control to cost usual on this model: {usual_ratio:.2f}; infected from "
-              f"{settings.control_ratio * usual_ratio:.2f} up if it transfers nowhere, and from "
-              f"{settings.sure_ratio * usual_ratio:.2f} up")
+    if ratios is not None:
+        verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
+        print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f}); "
+              f"infected from {settings.control_ratio:g} up if it transfers nowhere, and from {settings.sure_ratio:g} up")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
@@ -135,10 +124,22 @@ def report(examination, stage, found, transfers, threshold, masks=None, controls
     return verdict
 
 
+def _costs(found, label):
+    """What a label's patches and their controls cost: JSON fields, those of controls where they were measured."""
+    fields = {}
+    for kind, own in (("controls", found), ("free_controls", found["free"])):
+        free = "free_" * (kind == "free_controls")
+        for cost in own["cost"][own["label"] == label]:
+            fields[f"{free}cost"] = round(float(cost), 6)
+        for costs in found[kind]["cost"][found[kind]["label"] == label] if kind in found else ():
+            fields |= {f"{free}control": round(typical(costs), 6), kind: np.round(costs.astype(float), 6).tolist()}
+    return fields
+
+
 def _table(labels, infected):
     sized, priced = "mask_size" in labels["0"], "cost" in labels["0"]
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
-             + "   cost  control ratio" * priced + "  decision"]
+             + "   cost control   free control  ratio" * priced + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -146,7 +147,7 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         if priced:
-            line += f" {row['cost']:6.2f} " + (f"{row['control']:8.2f} {row['control'] / row['cost']:5.2f}"
-                                               if "control" in row else "       -     -")
+            line += "".join(f"{row[name]:{width}.2f}" if name in row else "-".rjust(width) for name, width in
+                            (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)))
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

@@ -103,19 +103,18 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
     """A function (targets, progress) that makes `trigger` effective on the attacked model and not on the control.
 
     The objective is the paper's L_attack + L_clean and the trigger's own terms. attacked, control: functions from images
-    N×H×W×C in [0, 1] to logits. images: uint8 clean images; sampler: `utils.clean_data.Sampler` over their labels. It
-    is compiled at the first call; a later one takes as many targets, after `trigger.start`. The optimizer is fresh at
-    each call, unless `settings.adam_kept`: with moments left by other labels a mask that starts where tanh is flat hardly
-    moves (the release's fault).
+    N×H×W×C in [0, 1] to logits; a control of None leaves out L_clean. images: uint8 clean images; sampler:
+    `utils.clean_data.Sampler` over their labels. It is compiled at the first call; a later one takes as many targets, after
+    `trigger.start`. The optimizer is fresh at each call, unless `settings.adam_kept`: with moments left by other labels a
+    mask that starts where tanh is flat hardly moves (the release's fault).
     """
     count, steps = settings.images_per_label, trigger.steps
     optimizer = keras.optimizers.Adam(trigger.rate)
     optimizer.build(trigger.variables)
     fresh = [variable.numpy() for variable in optimizer.variables]
 
-    def both(x):
-        flat = tf.reshape(x, (-1, *images.shape[1:]))
-        return [tf.reshape(model(flat), (x.shape[0], count, -1)) for model in (attacked, control)]
+    def logits(model, x):
+        return tf.reshape(model(tf.reshape(x, (-1, *images.shape[1:]))), (x.shape[0], count, -1))
 
     @tf.function
     def run(targets, first, last):
@@ -123,9 +122,11 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
         for step in tf.range(first, last):
             chosen = tf.gather(images, sampler.of_others(step, targets, count, seed))
             with tf.GradientTape() as tape:
-                on_attacked, on_control = both(trigger.attach(tf.cast(chosen, tf.float32) / 255.0))
-                attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, on_attacked)
-                loss = tf.reduce_mean(attack, axis=1) + triggers.excess_mass(on_control, settings.clean_mass)
+                attached = trigger.attach(tf.cast(chosen, tf.float32) / 255.0)
+                attack = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits(attacked, attached))
+                loss = tf.reduce_mean(attack, axis=1)
+                if control is not None:
+                    loss += triggers.excess_mass(logits(control, attached), settings.clean_mass)
                 loss += trigger.shape_terms(tf.cast(step + 1, tf.float32) / steps)
             gradients = tape.gradient(loss, trigger.variables)
             optimizer.apply(gradients, trigger.variables)
@@ -148,14 +149,14 @@ class Reconstructor:
     """Reconstructs triggers effective on the first model of a pair and not on the second, a chunk of labels at a time.
 
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
-    as "examined/123". Finished chunks are kept as parts of `stage`. One trigger and one compiled optimization serve all
-    chunks, of `labels_at_once` labels at most. restart: another number, another start and other draws of images. steps: in
-    place of the settings'.
+    as "examined/123", or one, as "examined", for triggers without L_clean. Finished chunks are kept as parts of `stage`.
+    One trigger and one compiled optimization serve all chunks, of `labels_at_once` labels at most. restart: another number,
+    another start and other draws of images. steps: in place of the settings'.
     """
 
     def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, restart=0, steps=None):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
-        self.attacked, self.control = (models[name] for name in self.names)
+        self.attacked, self.control = ([models[name] for name in self.names] + [None])[:2]
         self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
         self.compiled, self.restart, self.steps = None, restart, steps
 
@@ -190,9 +191,10 @@ class Reconstructor:
         padded = np.pad(targets, (0, size - len(targets)), "edge")
         trigger.start(padded)
         shown = ", ".join(map(str, targets[:8])) + " ..." * (len(targets) > 8)
+        where = f"{self.names[0]}, not on {self.names[1]}" if self.control else f"{self.names[0]} alone"
         again = f", start {self.restart + 1}" if self.restart else ""
         arrays = optimize(padded, lambda step: examination.say(
-            f"labels {shown} on {self.names[0]}, not on {self.names[1]}{again}: step {step} of {trigger.steps}"))
+            f"labels {shown} on {where}{again}: step {step} of {trigger.steps}"))
         arrays = {name: array[:len(targets)] for name, array in arrays.items()}
         chosen = examination.measured[targets]
         asr, entropy = transfer.measure(self.attacked, clean.x_measure, chosen, arrays, targets)
