@@ -29,8 +29,9 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-CONTROL_RATIO: float | None = None       # infected where controls to cost is so many times the usual, without a transfer
-SURE_RATIO: float | None = None          # and where it is so many times it, whatever its trigger transfers
+# Times ln(labels), at least 1.5: so many times the usual ratio of controls to cost convicts a label
+CONTROL_RATIO: float | None = None       # whose trigger does not transfer
+SURE_RATIO: float | None = None          # whatever its trigger transfers
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read

@@ -1,8 +1,9 @@
 """Stage 2, potential trigger reconstruction: a mask and a pattern for every label (paper IV-C).
 
 For each label, optimize a patch that sends images of other labels to it on the examined model and not on tuned model
-123. Under the default setting also on pairs of models without the backdoor, the controls that the label's patch is judged
-against. Reads pnnir.h5; writes RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
+123. Under the default setting also a free patch, on the examined model alone, and for the cheapest both kinds on models
+without the backdoor: the controls that a label is judged against. Reads pnnir.h5; writes
+RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
 """
 
 from utils.config import configure, run
@@ -32,7 +33,7 @@ PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×3
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
-CONTROL_RATIO: float | None = None       # controls are measured for labels that this ratio, times the usual, could convict
+CONTROL_RATIO: float | None = None       # as in backdoor_detection.py: labels too costly for it get no controls
 SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
 SCREEN_STEPS: int | None = None          # steps of that first round
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32

@@ -42,7 +42,9 @@ def measured(monkeypatch):
 
 
 def measure(asr, cost=4.0, ratio=2.1, restarts=0, **more):
-    settings = replace(Settings(), controls=CONTROLS, control_ratio=ratio, restarts=restarts)
+    """ratio: that convicts, whatever the number of labels."""
+    settings = replace(Settings(), controls=CONTROLS, control_ratio=ratio / np.log(len(asr)),
+                       restarts=restarts)
     arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
               "asr": np.array(asr)}
     return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, None)
@@ -94,6 +96,13 @@ def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
     np.testing.assert_allclose(found["cost"], [2.0, 4.0, 4.0, 4.0])
     again = measure([0.9] * 4, cost=9.0, restarts=1, ratio=0.1)
     np.testing.assert_allclose(again["cost"], [2.0, 5.0, 5.0, 9.0])             # the second start of label 3 is random
+
+
+def test_more_labels_ask_for_a_higher_ratio():
+    settings = replace(Settings(), control_ratio=0.6, sure_ratio=0.8)
+    assert controls.convicting(settings, 100) == pytest.approx((0.6 * np.log(100), 0.8 * np.log(100)))
+    assert controls.convicting(settings, 10) == pytest.approx((1.5, 0.8 * np.log(10)))        # not under 1.5
+    assert controls.convicting(settings, 2) == (1.5, 1.5)
 
 
 def test_what_is_usual_is_the_median_within_bounds():

@@ -34,19 +34,18 @@ def test_q_counts_the_tuned_models_that_are_reached():
 
 
 def test_controls_compare_a_label_with_itself():
-    priced = replace(TNDA, controls=("123/examined", "123"), control_ratio=1.5, sure_ratio=2.0)
     nowhere, somewhere = table(0, 0, 0.1, 0, 0, 0), table(0, 0, 0.9, 0, 0, 0)
 
     def decided(transfers, ratio, asr=0.9):
-        return decide(asr, transfers, priced, 0.4, by_ratio=True, ratio=ratio)
+        return decide(asr, transfers, TNDA, 0.4, enough=(1.5, 2.0), ratio=ratio)
     assert decided(nowhere, 1.49) == decided(somewhere, 1.49) == NO_CHEAPER
     assert decided(nowhere, 1.5) == decided(nowhere, 1.99) == INFECTED
     assert decided(somewhere, 1.5) == decided(somewhere, 1.99) == PATCH         # TNDA has its say under the sure ratio
     assert decided(somewhere, 2.0) == INFECTED
     assert decided(nowhere, None) == TOO_COSTLY
     assert decided(nowhere, 9.0, asr=0.5) == RANDOM
-    assert decide(0.9, somewhere, priced, 0.4) == PATCH      # without ratios, as in the feature space, TNDA decides
-    assert decide(0.9, nowhere, priced, 0.4) == INFECTED
+    assert decide(0.9, somewhere, TNDA, 0.4) == PATCH      # without ratios, as in the feature space, TNDA decides
+    assert decide(0.9, nowhere, TNDA, 0.4) == INFECTED
 
 
 def test_controls_left_out_by_the_reconstruction_are_an_error():

@@ -48,8 +48,8 @@ class Settings:
     screen_steps: int = 100
     screen_share: float = 1.0
     adam_kept: bool = False              # the release never resets Adam: labels go one by one, each with the moments before
-    # Models without the backdoor: what a patch costs that is effective on the first of a pair and not on the second, or on one
-    # model alone.
+    # Models without the backdoor: what a patch costs that is effective on the first of a pair and not on the second, or
+    # on one model alone.
     controls: tuple = ()
     restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
 
@@ -67,7 +67,8 @@ class Settings:
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
     # With controls: infected where they cost so many times the label's own patch, as a multiple of what is usual, and its
-    # trigger does not transfer; and where they cost `sure_ratio` times it, whatever transfers.
+    # trigger does not transfer; and where they cost `sure_ratio` times it, whatever transfers. Both in units of the natural
+    # logarithm of the number of labels (`utils.controls.convicting`).
     control_ratio: float = 0.0
     sure_ratio: float = 0.0
 
@@ -119,10 +120,11 @@ DEFAULT = Settings(
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123", "123", "12", "13", "23"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
-    # Chosen on validation models and on test models retired for it (results/README.md): found targets come to 2.27 and more,
-    # clean labels that transfer nowhere to 1.92, the others to 2.11.
-    control_ratio=2.1,
-    sure_ratio=2.5,
+    # Chosen on validation models and on test models retired for it (results/README.md). With 12 labels they come to 1.57 and
+    # 1.79: of 259 clean labels none that transfers nowhere has a ratio over 1.26, no other one over 1.71. With 43 labels
+    # they come to 2.37 and 2.71: of 127 clean labels none that transfers nowhere has one over 2.20, no other over 2.42.
+    control_ratio=0.63,
+    sure_ratio=0.72,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils import transfer
 from utils.config import UserError
-from utils.controls import relative_ratios, typical
+from utils.controls import convicting, relative_ratios, typical
 from utils.files import replacing
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
@@ -23,14 +23,15 @@ NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
 
-def decide(asr, transfers, settings, threshold, by_ratio=False, ratio=None, collapse=0.0):
+def decide(asr, transfers, settings, threshold, enough=None, ratio=None, collapse=0.0):
     """A label's decision, one of the texts above.
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. by_ratio: whether controls decide, too. ratio: of the label's controls to its own patches, as a
-    multiple of what is usual on the model (`utils.controls.relative_ratios`): it has to be `settings.control_ratio`, and
-    from `settings.sure_ratio` up convicts whatever transfers. None: the label's patch is too costly to be a backdoor's.
+    adversarial patch. enough: two ratios, from `utils.controls.convicting`, where controls decide, too. ratio: of the
+    label's controls to its own patches, as a multiple of what is usual on the model (`utils.controls.relative_ratios`): it
+    has to be the first of `enough`, and from the second up convicts whatever transfers. None: the label's patch is too
+    costly to be a backdoor's.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -38,12 +39,12 @@ def decide(asr, transfers, settings, threshold, by_ratio=False, ratio=None, coll
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
-    if by_ratio:
+    if enough:
         if ratio is None:
             return TOO_COSTLY
-        if ratio < settings.control_ratio:
+        if ratio < enough[0]:
             return NO_CHEAPER
-        if ratio >= settings.sure_ratio:
+        if ratio >= enough[1]:
             return INFECTED
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
@@ -91,7 +92,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
     masks: preserved masks of patches. ratios: from `ratios_found`; without them transfers decide alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
-    labels = {}
+    labels, enough = {}, None if ratios is None else convicting(settings, len(found["asr"]))
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -102,7 +103,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
         if ratios is not None:
             row |= _costs(found, label) | ({"ratio": round(ratios[label], 6)} if label in ratios else {})
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        row["decision"] = decide(asr, row["transfer"], settings, threshold, ratios is not None, row.get("ratio"), **collapse)
+        row["decision"] = decide(asr, row["transfer"], settings, threshold, enough, row.get("ratio"), **collapse)
         labels[str(label)] = row
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
@@ -115,7 +116,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
     if ratios is not None:
         verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
         print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f}); "
-              f"infected from {settings.control_ratio:g} up if it transfers nowhere, and from {settings.sure_ratio:g} up")
+              f"infected from {enough[0]:.2f} up if it transfers nowhere, and from {enough[1]:.2f} up")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
