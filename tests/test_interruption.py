@@ -87,7 +87,8 @@ def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, 
     scan(script, scene, tmp_path)
     assert not finished & set(written) and len(written) == len(set(written))
     if script in SCRIPTS[:2]:
-        assert finished and len(finished) + len(written) == {"pnnir": 7, SCRIPTS[1]: 14}[script] + 1
+        counts = {"pnnir": [7], SCRIPTS[1]: [16, 22, 28]}[script]      # six more for two labels that are suspicious
+        assert finished and len(finished) + len(written) - 1 in counts
     assert contents(folder, MADE[script]) == contents(complete / "custom" / "tiny", MADE[script])
     assert not list(folder.glob(".partial*")) and not list(folder.glob("*.parts"))
 
