@@ -140,13 +140,13 @@ def wilson(count, total, z=1.96):
 
 def model_row(scan):
     """One line: what was hidden, what was found, and the closest calls."""
-    ratio = {int(label): row["ratio"] for label, row in scan["labels"].items() if "ratio" in row}
     text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
     text += f"hidden {scan['targets']} found {scan['infected']}"
-    shown = {label: scan["labels"][str(label)] for label in scan["targets"]}
-    text += "".join(f"; {label}: ASR {row['asr']:.2f}, ratio {_close(row)}" for label, row in shown.items())
-    others = sorted((label for label in ratio if label not in scan["targets"]), key=lambda label: -ratio[label])[:3]
-    return text + "; others " + ", ".join(f"{label}: {_close(scan['labels'][str(label)])}" for label in others)
+    targets = [(label, scan["labels"][str(label)]) for label in scan["targets"]]
+    text += "".join(f"; {label}: ASR {row['asr']:.2f}, ratio {_close(row)}" for label, row in targets)
+    others = [(label, row) for label, row in scan["labels"].items() if "ratio" in row and int(label) not in scan["targets"]]
+    others.sort(key=lambda item: -item[1]["ratio"])
+    return text + "; others " + ", ".join(f"{label}: {_close(row)}" for label, row in others[:3])
 
 
 def _close(row):

@@ -59,8 +59,7 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     arrays = {name: array.copy() for name, array in arrays.items()}
     kept = np.flatnonzero(~arrays["dropped"]) if "dropped" in arrays else np.arange(len(arrays["cost"]))
     hopeful = arrays["asr"] >= settings.random_threshold
-    free = {name: array.copy() for name, array in
-            Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept).items()}
+    free = Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept)
     pairs, alone = pairs_of(settings.controls)
 
     order = kept[np.argsort(free["cost"], kind="stable")]

@@ -5,6 +5,7 @@ TNDA asks whether a pattern transfers to tuned models: an adversarial patch does
 """
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -92,7 +93,9 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
     masks: preserved masks of patches. ratios: from `ratios_found`; without them transfers decide alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
-    labels, enough = {}, None if ratios is None else convicting(settings, len(found["asr"]))
+    labels, enough, costs = {}, None, {}
+    if ratios is not None:
+        enough, costs = convicting(settings, len(found["asr"])), _costs(found)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -101,7 +104,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
         if ratios is not None:
-            row |= _costs(found, label) | ({"ratio": round(ratios[label], 6)} if label in ratios else {})
+            row |= costs[label] | ({"ratio": round(ratios[label], 6)} if label in ratios else {})
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
         row["decision"] = decide(asr, row["transfer"], settings, threshold, enough, row.get("ratio"), **collapse)
         labels[str(label)] = row
@@ -125,15 +128,16 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
     return verdict
 
 
-def _costs(found, label):
-    """What a label's patches and their controls cost: JSON fields, those of controls where they were measured."""
-    fields = {}
-    for kind, own in (("controls", found), ("free_controls", found["free"])):
-        free = "free_" * (kind == "free_controls")
-        for cost in own["cost"][own["label"] == label]:
-            fields[f"{free}cost"] = round(float(cost), 6)
-        for costs in found[kind]["cost"][found[kind]["label"] == label] if kind in found else ():
-            fields |= {f"{free}control": round(typical(costs), 6), kind: np.round(costs.astype(float), 6).tolist()}
+def _costs(found):
+    """Label → JSON fields: what its patches cost, and their controls where they were measured."""
+    fields = defaultdict(dict)
+    for prefix, own in (("", found), ("free_", found["free"])):
+        for label, cost in zip(own["label"], own["cost"]):
+            fields[int(label)][f"{prefix}cost"] = round(float(cost), 6)
+        controls = found.get(f"{prefix}controls", {"label": (), "cost": ()})
+        for label, costs in zip(controls["label"], controls["cost"]):
+            fields[int(label)] |= {f"{prefix}control": round(typical(costs), 6),
+                                   f"{prefix}controls": np.round(costs.astype(float), 6).tolist()}
     return fields
 
 
