@@ -1,7 +1,7 @@
 """Stage 4, backdoor detection: which labels are infected, and is the examined model backdoored (paper IV-E)?
 
 Measures each preserved trigger's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label: random
-pattern, adversarial patch, or infected. The default setting asks for the controls' costs as well. Reads pnnir.h5,
+pattern, adversarial patch, or infected. The default setting asks controls and margins instead. Reads pnnir.h5,
 potential_triggers.h5, preserved_triggers.h5; writes RESULTS/DATASET/MODEL/detection.json (and .h5, .png) and prints the
 same as a table.
 """
@@ -29,17 +29,14 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-# Times ln(labels), at least 1.5: so many times the usual ratio of controls to cost convicts a label
-CONTROL_RATIO: float | None = None       # whose trigger does not transfer
-SURE_RATIO: float | None = None          # whatever its trigger transfers
+EVIDENCE: float | None = None            # times ln(labels): the evidence of controls and margins that convicts a label
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import measure_transfers, ratios_found, report
+from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "control_ratio",
-          "sure_ratio")
+FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence")
 
 
 def main():
@@ -47,14 +44,14 @@ def main():
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
         found, made_with, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
         preserved, _, preserved_triggers = examination.read("preserved_triggers", "critical_features_preservation.py")
-        ratios = ratios_found(found, made_with, examination.settings)
+        evidence = evidence_of(examination, tuned, found, made_with)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:
             triggers = found | {"mask": preserved["mask"]}
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, triggers)
             verdict = report(examination, stage, found, transfers, examination.settings.transfer_threshold,
-                             preserved["mask"], ratios)
+                             preserved["mask"], evidence)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(triggers, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

@@ -1,6 +1,7 @@
 """Stage 4 in the feature space: which labels serve a colour-filter backdoor (paper, supplementary)?
 
-Measures each colour matrix's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label. Reads
+Measures each colour matrix's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label. The default
+setting convicts by margins, too: a filter need not be a matrix to show in them. Reads
 pnnir.h5 and potential_triggers_feature_space.h5; writes RESULTS/DATASET/MODEL/detection_feature_space.json (and .h5,
 .png) and prints the same as a table.
 """
@@ -28,13 +29,15 @@ FILTER_RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clea
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
+EVIDENCE: float | None = None            # times ln(labels): the evidence of margins that convicts a label, too
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import measure_transfers, report
+from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed")
+FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
+          "evidence")
 
 
 def main():
@@ -47,7 +50,8 @@ def main():
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, found)
-            verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold)
+            verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold,
+                             evidence=evidence_of(examination, tuned))
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(found, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

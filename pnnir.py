@@ -2,7 +2,8 @@
 
 Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subset of them, the chosen blocks are
 re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
-Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all seven tuned models).
+Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all seven tuned models, and how surely each label can be reached on
+them and on the examined model).
 """
 
 from utils.config import configure, run
@@ -30,15 +31,17 @@ PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, 
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
+MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
 configure(globals())
 
 from utils import transfer  # TensorFlow loads after the flags were read
 from utils.examination import examinations, set_weights, weights_of
+from utils.margins import LargestMargins
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, Tuner
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop",
-          "phase2_peak", "augment", "erase")
+          "phase2_peak", "augment", "erase", "margin_starts")
 
 
 def main():
@@ -48,9 +51,10 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            original = weights_of(examined.network)
+            original, starts = weights_of(examined.network), examination.settings.margin_starts
+            margins = LargestMargins(examination.model, clean, examined.shape, examined.labels, starts, SEED) if starts else dict
             tuner = Tuner(examined, clean, examination.settings)
-            tuned = {}
+            tuned = {"examined": stage.part("examined", margins)} if starts else {}
             for number, subset in enumerate(SUBSETS):
                 def make():
                     set_weights(examined.network, original)
@@ -59,7 +63,7 @@ def main():
                     tuner.tune(list(layers.values()), len(subset), 1000 * SEED + number, lambda *at: examination.say(
                         "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
                     accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
-                    return {"weights": weights_of(examined.network), "accuracy": accuracy}
+                    return {"weights": weights_of(examined.network), "accuracy": accuracy} | margins()
                 tuned[subset] = stage.part(subset, make)
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
             stage.finish(tuned)

@@ -33,7 +33,7 @@ PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×3
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
-CONTROL_RATIO: float | None = None       # as in backdoor_detection.py: labels too costly for it get no controls
+EVIDENCE: float | None = None            # as in backdoor_detection.py: labels too costly for it get no controls
 SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
 SCREEN_STEPS: int | None = None          # steps of that first round
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
@@ -42,11 +42,12 @@ configure(globals())
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
 from utils.examination import examinations
+from utils.margins import margin_ratios
 from utils.reconstruction import reconstruct_patches
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
-          "control_ratio", "restarts", "screen_share", "screen_steps")
+          "evidence", "restarts", "screen_share", "screen_steps")
 
 
 def main():
@@ -59,7 +60,7 @@ def main():
             models = examination.models(tuned, ["examined/123", *examination.settings.controls])
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if examination.settings.controls:
-                arrays = measure_controls(examination, models, arrays, stage, LABELS_AT_ONCE)
+                arrays = measure_controls(examination, models, arrays, margin_ratios(tuned), stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

@@ -77,7 +77,7 @@ def results(complete, tmp_path):
     (PRESERVATION, {"MEASURED_IMAGES": 0}, "MEASURED_IMAGES 0"),
     (DETECTION, {"TRANSFER_THRESHOLD": 20.0}, "TRANSFER_THRESHOLD 20.0"),
     (DETECTION, {"TRANSFERS_NEEDED": 7}, "TRANSFERS_NEEDED 7 must be a number from 1 to 6"),
-    (DETECTION, {"CONTROL_RATIO": 0.0}, "CONTROL_RATIO 0.0"),
+    (DETECTION, {"EVIDENCE": 0.0}, "EVIDENCE 0.0"),
     (FILTERS, {"FILTER_STEPS": 0}, "FILTER_STEPS 0"),
     (FILTERS, {"FILTER_RATE": -0.1}, "FILTER_RATE -0.1"),
     (FILTERS, {"FILTER_RESTARTS": -1}, "FILTER_RESTARTS -1 must be a number from 0"),
@@ -195,7 +195,7 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (RECONSTRUCTION, {"SETTINGS": "paper"}, "was"),
     (PRESERVATION, {"KEPT_ASR": 0.5}, "kept_asr was 0.95, is 0.5"),
     (PRESERVATION, {"FEATURE_MAP": "conv"}, 'feature_map was null, is "conv"'),
-    (DETECTION, {"CONTROL_RATIO": 3.0}, "control_ratio was 0.63, is 3.0"),
+    (DETECTION, {"EVIDENCE": 3.0}, "evidence was 1.0, is 3.0"),
     (FILTERS, {"FILTER_STEPS": 5}, "filter_steps was 4, is 5"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.5, is 0.4")])
 def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):

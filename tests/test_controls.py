@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import controls
+from utils import controls, evidence
 from utils.datasets import Settings
 
 CONTROLS = ("123/examined", "23/123", "123", "12")
@@ -38,16 +38,17 @@ def measured(monkeypatch):
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)
     monkeypatch.setattr(controls, "SPREAD", 3)
+    monkeypatch.setattr(evidence, "LEAST", 0.0)
     return calls
 
 
-def measure(asr, cost=4.0, ratio=2.1, restarts=0, **more):
-    """ratio: that convicts, whatever the number of labels."""
-    settings = replace(Settings(), controls=CONTROLS, control_ratio=ratio / np.log(len(asr)),
-                       restarts=restarts)
+def measure(asr, cost=4.0, ratio=2.1, restarts=0, margins=None, **more):
+    """ratio: that convicts where the margin is 1, whatever the number of labels."""
+    settings = replace(Settings(), controls=CONTROLS, evidence=ratio / np.log(len(asr)), restarts=restarts)
+    margins = np.ones(len(asr)) if margins is None else np.array(margins)
     arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
               "asr": np.array(asr)}
-    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, None)
+    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, margins, None)
 
 
 def test_free_controls_are_of_labels_of_every_cost_and_of_the_cheapest(measured):
@@ -64,6 +65,11 @@ def test_labels_too_costly_to_be_convicted_get_no_free_controls(measured):
     found = measure([0.9] * 7, ratio=4.0)          # 2 · 4 · 2.5 is under 28, 5 · 4 · 2.5 is not
     np.testing.assert_array_equal(found["free_controls"]["label"], [0, 3, 6, 1, 2])
     assert set(controls.relative_ratios(found)) == {0, 1, 2, 3, 6}
+
+
+def test_a_large_margin_makes_up_for_a_high_price(measured):
+    found = measure([0.9] * 7, ratio=4.0, margins=[1, 1, 1, 1, 1, 2, 1])       # 6 · 4 · 2.5 / 2² is under 28
+    np.testing.assert_array_equal(found["free_controls"]["label"][3:], [1, 5])
 
 
 def test_suspicious_labels_get_controls_of_the_patch_proper(measured):
@@ -96,13 +102,6 @@ def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
     np.testing.assert_allclose(found["cost"], [2.0, 4.0, 4.0, 4.0])
     again = measure([0.9] * 4, cost=9.0, restarts=1, ratio=0.1)
     np.testing.assert_allclose(again["cost"], [2.0, 5.0, 5.0, 9.0])             # the second start of label 3 is random
-
-
-def test_more_labels_ask_for_a_higher_ratio():
-    settings = replace(Settings(), control_ratio=0.6, sure_ratio=0.8)
-    assert controls.convicting(settings, 100) == pytest.approx((0.6 * np.log(100), 0.8 * np.log(100)))
-    assert controls.convicting(settings, 10) == pytest.approx((1.5, 0.8 * np.log(10)))        # not under 1.5
-    assert controls.convicting(settings, 2) == (1.5, 1.5)
 
 
 def test_what_is_usual_is_the_median_within_bounds():

@@ -1,13 +1,15 @@
 """The decision rule on made-up transfer tables."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, TOO_COSTLY, decide, random_under, ratios_found
+from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under, weigh
+from utils.evidence import convicting
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -33,36 +35,45 @@ def test_q_counts_the_tuned_models_that_are_reached():
     assert decide(0.9, table(0.9, 0, 0, 0.2, 0, 0), two, 0.2) == PATCH
 
 
-def test_controls_compare_a_label_with_itself():
-    nowhere, somewhere = table(0, 0, 0.1, 0, 0, 0), table(0, 0, 0.9, 0, 0, 0)
-
-    def decided(transfers, ratio, asr=0.9):
-        return decide(asr, transfers, TNDA, 0.4, enough=(1.5, 2.0), ratio=ratio)
-    assert decided(nowhere, 1.49) == decided(somewhere, 1.49) == NO_CHEAPER
-    assert decided(nowhere, 1.5) == decided(nowhere, 1.99) == INFECTED
-    assert decided(somewhere, 1.5) == decided(somewhere, 1.99) == PATCH         # TNDA has its say under the sure ratio
-    assert decided(somewhere, 2.0) == INFECTED
-    assert decided(nowhere, None) == TOO_COSTLY
-    assert decided(nowhere, 9.0, asr=0.5) == RANDOM
-    assert decide(0.9, somewhere, TNDA, 0.4) == PATCH      # without ratios, as in the feature space, TNDA decides
-    assert decide(0.9, nowhere, TNDA, 0.4) == INFECTED
+def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
+    for said in (RANDOM, PATCH, INFECTED, DEGENERATE):
+        assert weigh(said, 2.5, 2.5, patch=True) == weigh(said, 2.5, 2.5, patch=False) == INFECTED
+        assert weigh(said, 2.49, 2.5, patch=False) == said
+    assert weigh(PATCH, 2.49, 2.5, patch=True) == weigh(INFECTED, 2.49, 2.5, patch=True) == NO_CHEAPER
+    assert weigh(RANDOM, 2.49, 2.5, patch=True) == RANDOM
 
 
-def test_controls_left_out_by_the_reconstruction_are_an_error():
-    priced = replace(TNDA, controls=("123/examined", "123"), control_ratio=1.5)
-    made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "control_ratio": 1.5}
+def test_more_labels_ask_for_more_evidence():
+    settings = replace(TNDA, evidence=1.0)
+    assert convicting(settings, 100) == pytest.approx(np.log(100))
+    assert convicting(settings, 5) == convicting(settings, 2) == 2.3
+
+
+def examination(settings):
+    return SimpleNamespace(settings=settings)
+
+
+def test_evidence_is_of_price_and_margin():
+    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5)
+    made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5}
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
              "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])}}
-    ratios = ratios_found(found, made_with, priced)
-    assert ratios == pytest.approx({2: 6 / 1.25, 0: 2 / 1.25})         # label 2: both patches; label 0: the free one
-    assert ratios_found(found, made_with, TNDA) is None
-    for change in ({"control_ratio": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
+    tuned = {name: {"clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
+             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]))}
+    fields = evidence_of(examination(priced), tuned, found, made_with)
+    # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "evidence": 1.6}
+    assert fields[1] == {"margin": 0.5, "evidence": 0.25}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "evidence": pytest.approx(19.2)}
+    assert [row["evidence"] for row in evidence_of(examination(priced), tuned)] == [1.0, 0.25, 4.0]     # of filters
+    assert evidence_of(examination(TNDA), tuned, found, made_with) is None
+    for change in ({"evidence": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-            ratios_found(found, made_with, replace(priced, **change))
-    with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-        ratios_found(found, {"random_threshold": 0.6}, priced)        # made before there were controls
+            evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
+    with pytest.raises(UserError, match="run pnnir.py again"):
+        evidence_of(examination(priced), {"1": {}}, found, made_with)
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

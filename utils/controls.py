@@ -8,27 +8,25 @@ tuned model still answers to, L_clean forbids the first patch, and two patches t
 the tuned models does to all labels alike is in the ratio of every label, so it is held against what is usual on the model.
 """
 
-import math
-
 import numpy as np
 
+from utils.evidence import convicting, weight_of
 from utils.reconstruction import PatchTrigger, Reconstructor
 
 OWN, FREE = "examined/123", "examined"
 GROUP = 6                # labels measured together
 SPREAD = 12              # labels, evenly from the cheapest to the costliest, that tell what is usual
 USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
-LEAST = 1.5              # no ratio under it convicts, however few the labels
-SUSPICIOUS = 1.3         # times the usual, of the free patch alone: labels under it come to no ratio that convicts
+SUSPICIOUS = 1.3         # times the usual, of the free patch alone: for labels under it the patch proper would tell no more
 
 
-def measure_controls(examination, models, arrays, stage, labels_at_once=None):
+def measure_controls(examination, models, arrays, margins, stage, labels_at_once=None):
     """The patches with restarts of the suspicious labels', the free patches, and what the controls of both cost.
 
-    models: by name, from `examination.models`; arrays: of the patches, labels × …. Free patches are made for every label;
-    controls of these for labels SPREAD over the order of their cost, and for others in that order until their free patch
-    times the ratio that convicts (`convicting`, times what is usual) is more than any control measured. Labels whose ratio
-    of these is SUSPICIOUS get controls of the patch proper. A label that has controls is started again `settings.restarts`
+    models: by name, from `examination.models`; arrays: of the patches, labels × …; margins: L, from `margin_ratios`. Free
+    patches are made for every label; controls of these for labels SPREAD over the order of their cost, and for others until
+    what is left could not be convicted at the highest control measured. Labels whose ratio of these is SUSPICIOUS get
+    controls of the patch proper. A label that has controls is started again `settings.restarts`
     times and keeps its cheapest patch that is not random: found once is found. Labels whose pattern is random, or that a
     first round dropped, are not suspicious.
     Returns arrays as those given, and `free` (as the patches, rows of `label`), `free_controls` and `controls`: each with
@@ -66,11 +64,11 @@ def measure_controls(examination, models, arrays, stage, labels_at_once=None):
     spread = order[np.unique(np.linspace(0, len(order) - 1, SPREAD).round().astype(int))]
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    enough, _ = convicting(settings, len(hopeful))
-    others = order[hopeful[order] & ~np.isin(order, spread)]
+    enough = convicting(settings, len(hopeful)) * usual_ratio
+    needed = dict(zip(kept, free["cost"] * enough / weight_of(margins[kept])))      # what controls would have to cost
+    others = sorted((label for label in order if hopeful[label] and label not in spread), key=needed.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
-        cheapest = free["cost"][np.searchsorted(kept, group[0])]
-        if cheapest * enough * usual_ratio > max(typical(costs) for one in groups for costs in one["cost"]):
+        if needed[group[0]] > max(typical(costs) for one in groups for costs in one["cost"]):
             break
         groups.append(measure(free, FREE, alone, group))
     arrays |= {"free": free, "usual_ratio": np.float32(usual_ratio),
@@ -102,15 +100,6 @@ def ratios_of(own, controls):
 def usual(ratios):
     """The median of `ratios`, within USUAL: up to half of the labels may be infected."""
     return float(np.clip(np.median(list(ratios)), *USUAL))
-
-
-def convicting(settings, labels):
-    """(ratio that convicts a label whose trigger does not transfer, ratio that convicts any) on a model of so many labels.
-
-    `settings.control_ratio` and `settings.sure_ratio` times ln(labels), since the largest ratio of so many clean labels
-    grows like that (as of draws from a distribution with an exponential tail); not under LEAST.
-    """
-    return tuple(max(LEAST, ratio * math.log(labels)) for ratio in (settings.control_ratio, settings.sure_ratio))
 
 
 def relative_ratios(arrays):

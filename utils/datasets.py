@@ -32,6 +32,7 @@ class Settings:
     phase2_peak: float = 0.0             # of a rate that rises and falls once over phase 2; 0: learning_rate throughout
     augment: bool = False                # random crop (pad 4) and horizontal flip
     erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
+    margin_starts: int = 0               # images from which each label's largest margin is searched; 0: it is not measured
 
     # Potential trigger reconstruction, patch (paper IV-C).
     steps: int = 100
@@ -66,11 +67,9 @@ class Settings:
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
-    # With controls: infected where they cost so many times the label's own patch, as a multiple of what is usual, and its
-    # trigger does not transfer; and where they cost `sure_ratio` times it, whatever transfers. Both in units of the natural
-    # logarithm of the number of labels (`utils.controls.convicting`).
-    control_ratio: float = 0.0
-    sure_ratio: float = 0.0
+    # With margins and controls: infected from so much evidence up (`utils.evidence`), in units of the natural logarithm of
+    # the number of labels.
+    evidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,10 @@ DEFAULT = Settings(
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123", "123", "12", "13", "23"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
-    # Chosen on validation models and on test models retired for it (results/README.md). With 12 labels they come to 1.57 and
-    # 1.79: of 259 clean labels none that transfers nowhere has a ratio over 1.26, no other one over 1.71. With 43 labels
-    # they come to 2.37 and 2.71: of 127 clean labels none that transfers nowhere has one over 2.20, no other over 2.42.
-    control_ratio=0.63,
-    sure_ratio=0.72,
+    margin_starts=3,
+    # Chosen on 27 validation models and test models retired for it (results/README.md). With 12 labels it comes to 2.48, where
+    # clean labels end at 2.11 and targets begin at 2.69; with 43 labels to 3.76, where they end at 3.31 and begin at 6.63.
+    evidence=1.0,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

@@ -1,7 +1,7 @@
-"""The decision for a label and for a model: TNDA (paper IV-E), and the comparison with controls.
+"""The decision for a label and for a model: TNDA (paper IV-E), and the default's, by evidence.
 
-TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The controls
-(utils/controls.py) ask whether the pattern is cheaper than it could be without a backdoor. The default asks both.
+TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The default
+asks whether the label is reached at a lower price and more surely than it could be without a backdoor (utils/evidence.py).
 """
 
 import json
@@ -12,8 +12,10 @@ import numpy as np
 
 from utils import transfer
 from utils.config import UserError
-from utils.controls import convicting, relative_ratios, typical
+from utils.controls import relative_ratios, typical
+from utils.evidence import convicting, weight_of
 from utils.files import replacing
+from utils.margins import margin_ratios
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -21,18 +23,14 @@ HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing a
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
 NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
-TOO_COSTLY = "clean: adversarial patch, too costly for a backdoor"     # so no controls were measured
 
 
-def decide(asr, transfers, settings, threshold, enough=None, ratio=None, collapse=0.0):
-    """A label's decision, one of the texts above.
+def decide(asr, transfers, settings, threshold, collapse=0.0):
+    """TNDA's decision for a label, one of the texts above (paper IV-E).
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch. enough: two ratios, from `utils.controls.convicting`, where controls decide, too. ratio: of the
-    label's controls to its own patches, as a multiple of what is usual on the model (`utils.controls.relative_ratios`): it
-    has to be the first of `enough`, and from the second up convicts whatever transfers. None: the label's patch is too
-    costly to be a backdoor's.
+    adversarial patch.
     collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
     model, and that is no backdoor.
     """
@@ -40,15 +38,18 @@ def decide(asr, transfers, settings, threshold, enough=None, ratio=None, collaps
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
-    if enough:
-        if ratio is None:
-            return TOO_COSTLY
-        if ratio < enough[0]:
-            return NO_CHEAPER
-        if ratio >= enough[1]:
-            return INFECTED
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
+
+
+def weigh(decision, evidence, enough, patch):
+    """The default's decision for a label, from TNDA's and the evidence (utils/evidence.py) that is, and is `enough`, of it.
+
+    A patch (in place of a filter) is a backdoor's by evidence alone: TNDA flags clean labels on most models.
+    """
+    if evidence >= enough:
+        return INFECTED
+    return NO_CHEAPER if patch and decision in (PATCH, INFECTED) else decision
 
 
 def measure_transfers(examination, tuned, triggers):
@@ -72,30 +73,40 @@ def random_under(settings, triggers):
     return settings.filter_random_threshold if "matrix" in triggers else settings.random_threshold
 
 
-def ratios_found(found, made_with, settings):
-    """Label → its relative ratio, where the reconstruction measured controls; None where no controls decide.
+def evidence_of(examination, tuned, found=None, made_with=None):
+    """A list of JSON fields for each label: `ratio` (not of every label), `margin` and `evidence`; None where the settings ask for none.
 
-    found, made_with: arrays and settings of potential_triggers.h5. Raises UserError where it left out labels that these
-    settings could convict.
+    tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; none for filters, which have
+    no price. A ratio that was not measured, since the label could not be convicted by it, counts as 1.
+    Raises UserError where the earlier stages left out what these settings ask for.
     """
-    if not settings.controls:
+    settings = examination.settings
+    if not settings.evidence:
         return None
-    if (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"] > settings.random_threshold
-            or made_with["control_ratio"] > settings.control_ratio):
+    if "examined" not in tuned:
+        raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
+    if found is not None and (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"]
+                              > settings.random_threshold or made_with["evidence"] > settings.evidence):
         raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
-                        "CONTROL_RATIO: run potential_triggers_reconstruction.py again with --overwrite and these settings")
-    return relative_ratios(found)
+                        "EVIDENCE: run potential_triggers_reconstruction.py again with --overwrite and these settings")
+    ratios = relative_ratios(found) if found is not None else {}
+    fields = []
+    for label, margin in enumerate(margin_ratios(tuned)):
+        ratio = {"ratio": round(ratios[label], 6)} if label in ratios else {}
+        fields.append(ratio | {"margin": round(float(margin), 6),
+                               "evidence": round(float(ratios.get(label, 1.0) * weight_of(margin)), 6)})
+    return fields
 
 
-def report(examination, stage, found, transfers, threshold, masks=None, ratios=None):
+def report(examination, stage, found, transfers, threshold, masks=None, evidence=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
-    masks: preserved masks of patches. ratios: from `ratios_found`; without them transfers decide alone.
+    masks: preserved masks of patches. evidence: from `evidence_of`; without it TNDA decides alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
-    labels, enough, costs = {}, None, {}
-    if ratios is not None:
-        enough, costs = convicting(settings, len(found["asr"])), _costs(found)
+    labels, enough = {}, convicting(settings, len(found["asr"]))
+    priced = evidence is not None and "free" in found
+    costs = _costs(found) if priced else defaultdict(dict)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -103,10 +114,11 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
             row["preserved_size"] = round(float(masks[label].mean()), 6)
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
-        if ratios is not None:
-            row |= costs[label] | ({"ratio": round(ratios[label], 6)} if label in ratios else {})
         collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        row["decision"] = decide(asr, row["transfer"], settings, threshold, enough, row.get("ratio"), **collapse)
+        row["decision"] = decide(asr, row["transfer"], settings, threshold, **collapse)
+        if evidence is not None:
+            row = row | costs[label] | evidence[label]
+            row["decision"] = weigh(row["decision"], row["evidence"], enough, patch=masks is not None)
         labels[str(label)] = row
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
@@ -116,10 +128,14 @@ def report(examination, stage, found, transfers, threshold, masks=None, ratios=N
                "labels": labels, "settings": stage.settings, "seed": examination.seed,
                "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
     print(_table(labels, infected))
-    if ratios is not None:
-        verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
-        print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f}); "
-              f"infected from {enough[0]:.2f} up if it transfers nowhere, and from {enough[1]:.2f} up")
+    if evidence is not None:
+        verdict["evidence_needed"] = round(enough, 6)
+        if priced:
+            verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
+            print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
+        print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
+              f"infected from an evidence of {enough:.2f} up: "
+              + ("ratio × margin²" if priced else "margin²; or where the matrix reaches the label and transfers nowhere"))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
@@ -142,17 +158,17 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced = "mask_size" in labels["0"], "cost" in labels["0"]
+    sized, priced, weighed = (name in labels["0"] for name in ("mask_size", "cost", "evidence"))
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
-             + "   cost control   free control  ratio" * priced + "  decision"]
+             + "   cost control   free control  ratio" * priced + " margin evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
             line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
-        if priced:
-            line += "".join(f"{row[name]:{width}.2f}" if name in row else "-".rjust(width) for name, width in
-                            (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)))
+        columns = (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) if priced else ()
+        for name, width in columns + ((("margin", 7), ("evidence", 9)) if weighed else ()):
+            line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""How surely a label can be reached at all, on the examined model and on its tuned models (not in the paper).
+
+The largest margin of a label is that of its logit over the highest other one, over all images in [0, 1] (Wang et al., MM-BD,
+2024: a backdoor's target has an unusually large one, whatever its trigger looks like). So it tells of triggers as large as
+the objects, and of filters, whose price says nothing. Labels differ in it without any backdoor, so each is its own control
+here, too: tuned models, which lost the backdoor, know the same label. What is left between labels has much to do with how
+sure the models are of the label's own images, as labels seen often in training are; a root of that is taken off.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils import transfer
+
+STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
+QUARTILE = 0.75          # of the margins of a label's clean images: how sure a model is of the label
+FLOOR = 0.3              # of the labels' median: a label that a model knows badly is not a sign of the other model's backdoor
+ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
+SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
+
+
+class LargestMargins:
+    """Searches for each label's largest margin under a model, and measures its clean images' margins.
+
+    model: function from images in [0, 1] to logits, compiled into the search at the first call; its weights may change
+    between calls. clean: `utils.clean_data.CleanData`; shape: H, W, C; starts: random images a label starts from.
+    """
+
+    def __init__(self, model, clean, shape, labels, starts, seed):
+        self.model, self.clean, self.labels, self.seed = model, clean, labels, seed
+        chunk = max(1, min(labels, transfer.batch_size(shape) // starts))
+        self.image = tf.Variable(tf.zeros((chunk, starts, *shape)), name="image")
+        optimizer = keras.optimizers.Adam(RATE)
+        optimizer.build([self.image])
+        self.optimizer, self.fresh = optimizer, [variable.numpy() for variable in optimizer.variables]
+
+        @tf.function
+        def search(targets):
+            own = tf.one_hot(tf.repeat(targets, starts), labels)
+            for _ in tf.range(STEPS):
+                with tf.GradientTape() as tape:
+                    loss = -tf.reduce_sum(margins_of(model(tf.reshape(self.image, (-1, *shape))), own))
+                optimizer.apply(tape.gradient(loss, [self.image]), [self.image])
+                self.image.assign(tf.clip_by_value(self.image, 0.0, 1.0))
+            found = margins_of(model(tf.reshape(self.image, (-1, *shape))), own)
+            return tf.reduce_max(tf.reshape(found, (-1, starts)), axis=1)
+        self.search = search
+
+    def __call__(self):
+        """`largest_margins` of the labels, and `clean_margins`, the upper quartile over their clean images: logits, L each."""
+        return {"largest_margins": self._largest(), "clean_margins": self._clean()}
+
+    def _largest(self):
+        chunk, *shape = self.image.shape
+        rows = []
+        for first in range(0, self.labels, chunk):
+            targets = np.minimum(np.arange(first, first + chunk), self.labels - 1)
+            self.image.assign(np.stack([np.random.default_rng([self.seed, label]).uniform(size=shape)
+                                        for label in targets]).astype(np.float32))
+            for variable, value in zip(self.optimizer.variables, self.fresh, strict=True):
+                variable.assign(value)
+            rows.append(self.search(tf.constant(targets, tf.int32)).numpy())
+        return np.concatenate(rows)[:self.labels]
+
+    def _clean(self):
+        images, labels = (np.concatenate(parts) for parts in ((self.clean.x_tune, self.clean.x_measure),
+                                                              (self.clean.y_tune, self.clean.y_measure)))
+        own = np.eye(self.labels, dtype=np.float32)[labels]
+        margins = margins_of(transfer.logits_of(self.model, images), own).numpy()
+        return np.array([np.quantile(margins[labels == label], QUARTILE) for label in range(self.labels)], np.float32)
+
+
+def margins_of(logits, own):
+    """Own logit less the highest other one, N. logits: N×L; own: one-hot rows, N×L."""
+    logits = tf.cast(logits, tf.float32)
+    return tf.reduce_sum(logits * own, axis=1) - tf.reduce_max(logits - 1e9 * own, axis=1)
+
+
+def margin_ratios(tuned):
+    """Each label's largest margin on the examined model to its geometric mean on the tuned models, L.
+
+    tuned: arrays of pnnir.h5. Each margin is divided by the ROOT of how sure its model is of the label. As a multiple of the
+    labels' median: a tuned model's logits are larger or smaller throughout.
+    """
+    others = [_logarithms(one) for name, one in tuned.items() if name != "examined"]
+    ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
+    return (ratios / np.median(ratios)).astype(np.float32)
+
+
+def _logarithms(margins):
+    """Logarithm of the largest margins, less how sure the model is of the labels' clean images."""
+    largest, clean = margins["largest_margins"].astype(float), margins["clean_margins"].astype(float)
+    return (np.log(np.maximum(largest, SMALLEST * max(np.median(largest), 1e-6)))
+            - ROOT * np.log(np.maximum(clean, FLOOR * max(np.median(clean), 1e-6))))
