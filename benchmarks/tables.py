@@ -143,15 +143,17 @@ def model_row(scan):
     text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
     text += f"hidden {scan['targets']} found {scan['infected']}"
     targets = [(label, scan["labels"][str(label)]) for label in scan["targets"]]
-    text += "".join(f"; {label}: ASR {row['asr']:.2f}, ratio {_close(row)}" for label, row in targets)
-    others = [(label, row) for label, row in scan["labels"].items() if "ratio" in row and int(label) not in scan["targets"]]
-    others.sort(key=lambda item: -item[1]["ratio"])
+    text += "".join(f"; {label}: ASR {row['asr']:.2f}, {_close(row)}" for label, row in targets)
+    others = [(label, row) for label, row in scan["labels"].items() if int(label) not in scan["targets"]]
+    others.sort(key=lambda item: -item[1].get("evidence", 0.0))
     return text + "; others " + ", ".join(f"{label}: {_close(row)}" for label, row in others[:3])
 
 
 def _close(row):
-    """How near to a conviction a label is: its ratio, and the largest transfer of its trigger."""
-    return f"{row.get('ratio', math.nan):.2f} (transfers {max(row['transfer'].values(), default=math.nan):.2f})"
+    """How near to a conviction a label is: ratio, margin, evidence of both, and the largest transfer of its trigger."""
+    ratio, margin, evidence = (row.get(name, math.nan) for name in ("ratio", "margin", "evidence"))
+    return (f"evidence {evidence:.2f} (ratio {ratio:.2f}, margin {margin:.2f}, transfers "
+            f"{max(row['transfer'].values(), default=math.nan):.2f})")
 
 
 def separation(scans):
@@ -183,7 +185,9 @@ def statistics(row):
     if "ratio" in row:
         found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
                   "free controls to the free patch": row["free_control"] / row["free_cost"],
-                  "the default's ratio": row["ratio"]}
+                  "ratio": row["ratio"]}
+    if "margin" in row:
+        found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found
 
 

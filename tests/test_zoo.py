@@ -91,7 +91,7 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     (tmp_path / "models/signs/one.json").write_text(json.dumps(
         {"attacks": [{"kind": "patch", "target": 2, "asr": 1.0, "share": 0.02, "spec": "patch:target=2"}]}))
     label = {"asr": 0.9, "mask_size": 0.02, "transfer": {"1": 0.1}, "cost": 1.0, "free_cost": 0.5, "free_control": 2.0,
-             "ratio": 3.0, "decision": "infected"}
+             "ratio": 3.0, "margin": 1.5, "evidence": 6.75, "decision": "infected"}
     (folder / "detection.json").write_text(json.dumps(
         {"infected_labels": [2], "labels": {"2": label}, "settings": {"transfer_threshold": 0.2}}))
     (tmp_path / "models/signs/three.json").write_text(json.dumps(
@@ -103,7 +103,7 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
-    assert "hidden [2] found [2]; 2: ASR 0.90, ratio 3.00 (transfers 0.10)" in first and "not finished: signs/two" in first
+    assert "hidden [2] found [2]; 2: ASR 0.90, evidence 6.75 (ratio 3.00, margin 1.50, transfers 0.10)" in first and "not finished: signs/two" in first
     assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
     shutil.rmtree(tmp_path / "scans")
     tables.main()
