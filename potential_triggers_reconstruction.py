@@ -60,7 +60,8 @@ def main():
             models = examination.models(tuned, ["examined/123", *examination.settings.controls])
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if examination.settings.controls:
-                arrays = measure_controls(examination, models, arrays, margin_ratios(tuned), stage, LABELS_AT_ONCE)
+                margins = margin_ratios(tuned, examination.accuracy)
+                arrays = measure_controls(examination, models, arrays, margins, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

@@ -22,18 +22,18 @@ def measured(monkeypatch):
     calls = []
 
     class Made:
-        def __init__(self, kind, examination, models, pair, stage, chunk=None, restart=0):
-            self.pair, self.restart = pair, restart
+        def __init__(self, kind, examination, models, pair, stage, chunk=None):
+            self.pair = pair
 
-        def __call__(self, labels):
-            calls.append((self.pair, list(labels), self.restart))
+        def __call__(self, labels, restart=0):
+            calls.append((self.pair, list(labels), restart))
             labels = np.array(labels)
             flat = np.ones(len(labels))
             cost = {"examined": labels + 1.0, "123": 2 * (labels + 1.0), "12": 8 * (labels + 1.0), "examined/123": 4 * flat,
                     "123/examined": 6 * flat, "23/123": 24 * flat}[self.pair]
             # A second start halves the cost of label 0 alone, and is random on label 3.
-            cost = np.where(labels == 0, cost / 2, cost + (labels != 3)) if self.restart else cost
-            asr = np.where((labels == 3) & (self.restart > 0), 0.5, 0.9)
+            cost = np.where(labels == 0, cost / 2, cost + (labels != 3)) if restart else cost
+            asr = np.where((labels == 3) & (restart > 0), 0.5, 0.9)
             return {"label": labels, "cost": cost, "entropy": cost / 2, "asr": asr}
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)

@@ -50,7 +50,7 @@ def test_more_labels_ask_for_more_evidence():
 
 
 def examination(settings):
-    return SimpleNamespace(settings=settings)
+    return SimpleNamespace(settings=settings, accuracy=0.9)
 
 
 def test_evidence_is_of_price_and_margin():
@@ -60,7 +60,7 @@ def test_evidence_is_of_price_and_margin():
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
              "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])}}
-    tuned = {name: {"clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
+    tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
              (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]))}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.

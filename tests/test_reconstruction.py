@@ -84,6 +84,17 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
             np.testing.assert_allclose(other[name], array, atol=5e-2 if name in ("asr", "collapse") else 5e-3)
     np.testing.assert_array_equal(found[1]["label"], [0, 2, 3])
 
+    traced.clear()
+    reconstruct = Reconstructor(kind, examination, models, "examined/123", stage, 4)
+    for restart in (0, 2, 0, 2):      # another start is other draws, but not another compilation
+        found.append(reconstruct([0, 2, 3], restart))
+    assert parts[-2:] == ["examined-123-0-3", "examined-123-0-3-again-2"] and len(traced) == compilations[0]
+    anew = Reconstructor(kind, examination, models, "examined/123", stage, 4)([0, 2, 3], 2)
+    for name, array in anew.items():
+        np.testing.assert_array_equal(found[-2][name], found[0][name])
+        np.testing.assert_array_equal(found[-1][name], array)
+    assert not np.array_equal(anew["cost" if kind is PatchTrigger else "entropy"], found[0]["cost"])
+
 
 def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
     attacked, control, images, labels = scene
@@ -116,10 +127,12 @@ def test_of_several_filters_the_best_is_kept_that_leaves_something_to_see(monkey
               {"cost": [2.5, 0.5, 2.0, 9.0], "collapse": [0.1, 0.9, 0.1, 0.3]}]
     asked = []
 
-    def reconstructor(kind, examination, models, pair, stage, labels_at_once, restart):
-        asked.append((kind, pair, restart))
-        arrays = {name: np.array(values) for name, values in starts[restart].items()}
-        return lambda labels: arrays | {"matrix": np.full((len(labels), 3, 3), restart)}
+    def reconstructor(kind, examination, models, pair, stage, labels_at_once):
+        def reconstruct(labels, restart):
+            asked.append((kind, pair, restart))
+            arrays = {name: np.array(values) for name, values in starts[restart].items()}
+            return arrays | {"matrix": np.full((len(labels), 3, 3), restart)}
+        return reconstruct
     monkeypatch.setattr(reconstruction_module, "Reconstructor", reconstructor)
     examination = SimpleNamespace(examined=SimpleNamespace(labels=4), settings=replace(Settings(), filter_restarts=2))
     arrays = reconstruct_filters(examination, {}, None)

@@ -36,10 +36,9 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     made = {}
 
     def reconstruct(pair, labels, restart=0):
-        if (pair, restart) not in made:
-            made[pair, restart] = Reconstructor(PatchTrigger, examination, models, pair, stage,
-                                                min(GROUP, labels_at_once or GROUP), restart)
-        return made[pair, restart](labels)
+        if pair not in made:
+            made[pair] = Reconstructor(PatchTrigger, examination, models, pair, stage, min(GROUP, labels_at_once or GROUP))
+        return made[pair](labels, restart)
 
     def measure(own, pair, controls, labels):
         """Keep the cheapest starts of `own` (rows by label) and return the controls of `labels`."""

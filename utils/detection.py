@@ -74,7 +74,7 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found=None, made_with=None):
-    """A list of JSON fields for each label: `ratio` (not of every label), `margin` and `evidence`; None where the settings ask for none.
+    """A list of JSON fields for each label: `ratio` (not of every label), `margin`, `evidence`; None if the settings ask for none.
 
     tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; none for filters, which have
     no price. A ratio that was not measured, since the label could not be convicted by it, counts as 1.
@@ -91,7 +91,7 @@ def evidence_of(examination, tuned, found=None, made_with=None):
                         "EVIDENCE: run potential_triggers_reconstruction.py again with --overwrite and these settings")
     ratios = relative_ratios(found) if found is not None else {}
     fields = []
-    for label, margin in enumerate(margin_ratios(tuned)):
+    for label, margin in enumerate(margin_ratios(tuned, examination.accuracy)):
         ratio = {"ratio": round(ratios[label], 6)} if label in ratios else {}
         fields.append(ratio | {"margin": round(float(margin), 6),
                                "evidence": round(float(ratios.get(label, 1.0) * weight_of(margin)), 6)})

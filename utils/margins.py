@@ -17,6 +17,7 @@ STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by l
 QUARTILE = 0.75          # of the margins of a label's clean images: how sure a model is of the label
 FLOOR = 0.3              # of the labels' median: a label that a model knows badly is not a sign of the other model's backdoor
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
+RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it is left out, it does not know the labels
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
@@ -77,13 +78,16 @@ def margins_of(logits, own):
     return tf.reduce_sum(logits * own, axis=1) - tf.reduce_max(logits - 1e9 * own, axis=1)
 
 
-def margin_ratios(tuned):
+def margin_ratios(tuned, accuracy):
     """Each label's largest margin on the examined model to its geometric mean on the tuned models, L.
 
-    tuned: arrays of pnnir.h5. Each margin is divided by the ROOT of how sure its model is of the label. As a multiple of the
-    labels' median: a tuned model's logits are larger or smaller throughout.
+    tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
+    its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
+    Ones where no tuned model has RELEARNED the labels.
     """
-    others = [_logarithms(one) for name, one in tuned.items() if name != "examined"]
+    others = [_logarithms(one) for name, one in tuned.items() if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
+    if not others:
+        return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
 

@@ -100,7 +100,7 @@ def _uniform(seed, targets, shape):
 
 
 def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
-    """A function (targets, progress) that makes `trigger` effective on the attacked model and not on the control.
+    """A function (targets, progress, seed) that makes `trigger` effective on the attacked model and not on the control.
 
     The objective is the paper's L_attack + L_clean and the trigger's own terms. attacked, control: functions from images
     N×H×W×C in [0, 1] to logits; a control of None leaves out L_clean. images: uint8 clean images; sampler:
@@ -117,7 +117,7 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
         return tf.reshape(model(tf.reshape(x, (-1, *images.shape[1:]))), (x.shape[0], count, -1))
 
     @tf.function
-    def run(targets, first, last):
+    def run(targets, first, last, seed):
         labels = tf.repeat(targets[:, None], count, axis=1)
         for step in tf.range(first, last):
             chosen = tf.gather(images, sampler.of_others(step, targets, count, seed))
@@ -132,14 +132,14 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
             optimizer.apply(gradients, trigger.variables)
             trigger.confine()
 
-    def optimize(targets, progress=lambda step: None):
+    def optimize(targets, progress=lambda step: None, seed=seed):
         if not settings.adam_kept:
             for variable, value in zip(optimizer.variables, fresh, strict=True):
                 variable.assign(value)
         stride = max(1, steps // 10)
         for first in range(0, steps, stride):
             last = min(first + stride, steps)
-            run(tf.constant(targets, tf.int32), tf.constant(first), tf.constant(last))
+            run(tf.constant(targets, tf.int32), tf.constant(first), tf.constant(last), tf.constant(seed))
             progress(last)
         return trigger.arrays()
     return optimize
@@ -150,37 +150,38 @@ class Reconstructor:
 
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
     as "examined/123", or one, as "examined", for triggers without L_clean. Finished chunks are kept as parts of `stage`.
-    One trigger and one compiled optimization serve all chunks, of `labels_at_once` labels at most. restart: another number,
-    another start and other draws of images. steps: in place of the settings'.
+    One trigger and one compiled optimization serve all chunks, of `labels_at_once` labels at most. steps: in place of the
+    settings'.
     """
 
-    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, restart=0, steps=None):
+    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, steps=None):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
         self.attacked, self.control = ([models[name] for name in self.names] + [None])[:2]
         self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
-        self.compiled, self.restart, self.steps = None, restart, steps
+        self.compiled, self.steps = None, steps
 
-    def __call__(self, labels):
+    def __call__(self, labels, restart=0):
         """Arrays with one row for each of `labels`, and what each trigger costs.
 
         `label`, the trigger's own, `asr` and `entropy` (mean cross-entropy) on the attacked model, `cost` (entropy plus
-        the price of the mask), and of colour triggers `collapse` on the control model.
+        the price of the mask), and of colour triggers `collapse` on the control model. restart: another number, another start and other draws of images.
         """
         labels = list(map(int, labels))
         if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
-            return self.stage.part(self._key(labels),
-                                   lambda: _joined([self._make(np.array([label]), 1) for label in labels]))
+            return self.stage.part(self._key(labels, restart),
+                                   lambda: _joined([self._make(np.array([label]), 1, restart) for label in labels]))
         chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []
-        parts = [self.stage.part(self._key(targets), lambda: self._make(targets, len(chunks[0]))) for targets in chunks]
+        parts = [self.stage.part(self._key(targets, restart), lambda: self._make(targets, len(chunks[0]), restart))
+                 for targets in chunks]
         return _joined(parts)
 
-    def _key(self, labels):
-        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(self.restart)] * bool(self.restart)
+    def _key(self, labels, restart):
+        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(restart)] * bool(restart)
                         + ["steps", str(self.steps)] * bool(self.steps))
 
-    def _make(self, targets, size):
+    def _make(self, targets, size, restart):
         examination = self.examination
-        clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * self.restart
+        clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * restart
         if self.compiled is None:
             settings = replace(settings, steps=self.steps or settings.steps)
             trigger = self.kind(targets, examination.examined.shape, settings, seed)
@@ -189,12 +190,13 @@ class Reconstructor:
                                                     sampler, settings, seed), size
         trigger, optimize, size = self.compiled
         padded = np.pad(targets, (0, size - len(targets)), "edge")
+        trigger.seed = seed
         trigger.start(padded)
         shown = ", ".join(map(str, targets[:8])) + " ..." * (len(targets) > 8)
         where = f"{self.names[0]}, not on {self.names[1]}" if self.control else f"{self.names[0]} alone"
-        again = f", start {self.restart + 1}" if self.restart else ""
+        again = f", start {restart + 1}" if restart else ""
         arrays = optimize(padded, lambda step: examination.say(
-            f"labels {shown} on {where}{again}: step {step} of {trigger.steps}"))
+            f"labels {shown} on {where}{again}: step {step} of {trigger.steps}"), seed)
         arrays = {name: array[:len(targets)] for name, array in arrays.items()}
         chosen = examination.measured[targets]
         asr, entropy = transfer.measure(self.attacked, clean.x_measure, chosen, arrays, targets)
@@ -236,7 +238,8 @@ def reconstruct_filters(examination, models, stage, labels_at_once=None):
     if there are any: one start in a few ends in a black image, or far from the filter.
     """
     labels = np.arange(examination.examined.labels)
-    starts = [Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once, restart)(labels)
+    reconstruct = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once)
+    starts = [reconstruct(labels, restart)
               for restart in range(1 + examination.settings.filter_restarts)]
     starts = {name: np.stack([start[name] for start in starts]) for name in starts[0]}
     best = np.lexsort((starts["cost"], starts["collapse"] > COLLAPSED), axis=0)[0]
