@@ -72,6 +72,9 @@ def test_evidence_is_of_price_and_margin():
     for change in ({"evidence": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
+    for before in ({"random_threshold": 0.6}, {name: made_with[name] for name in ("controls", "random_threshold")}):
+        with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
+            evidence_of(examination(priced), tuned, found, before)        # made before there were controls, or evidence
     with pytest.raises(UserError, match="run pnnir.py again"):
         evidence_of(examination(priced), {"1": {}}, found, made_with)
 

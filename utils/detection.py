@@ -5,6 +5,7 @@ asks whether the label is reached at a lower price and more surely than it could
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -74,7 +75,7 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found=None, made_with=None):
-    """A list of JSON fields for each label: `ratio` (not of every label), `margin`, `evidence`; None if the settings ask for none.
+    """Each label's JSON fields `ratio` (not of every label), `margin` and `evidence`; None where no evidence decides.
 
     tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; none for filters, which have
     no price. A ratio that was not measured, since the label could not be convicted by it, counts as 1.
@@ -86,7 +87,7 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     if "examined" not in tuned:
         raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
     if found is not None and (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"]
-                              > settings.random_threshold or made_with["evidence"] > settings.evidence):
+                              > settings.random_threshold or made_with.get("evidence", math.inf) > settings.evidence):
         raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
                         "EVIDENCE: run potential_triggers_reconstruction.py again with --overwrite and these settings")
     ratios = relative_ratios(found) if found is not None else {}
