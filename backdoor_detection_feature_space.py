@@ -1,9 +1,9 @@
 """Stage 4 in the feature space: which labels serve a colour-filter backdoor (paper, supplementary)?
 
 Measures each colour matrix's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label. The default
-setting convicts by margins, too: a filter need not be a matrix to show in them. Reads
-pnnir.h5 and potential_triggers_feature_space.h5; writes RESULTS/DATASET/MODEL/detection_feature_space.json (and .h5,
-.png) and prints the same as a table.
+setting convicts by margins, too: a filter need not be a matrix to show in them. Reads pnnir.h5 and
+potential_triggers_feature_space.h5; writes RESULTS/DATASET/MODEL/detection_feature_space.json (and .h5, .png) and prints
+the same as a table.
 """
 
 from utils.config import configure, run
@@ -36,8 +36,7 @@ from utils import pictures  # TensorFlow loads after the flags were read
 from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
-          "evidence")
+FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed", "evidence")
 
 
 def main():

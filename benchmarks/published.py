@@ -14,6 +14,7 @@ from utils import transfer, triggers
 from utils.detection import HELD_OUT
 from utils.examination import classifier, set_weights
 from utils.reconstruction import PatchTrigger
+from utils.starts import start_anew
 
 
 class Reconstruction:
@@ -21,6 +22,7 @@ class Reconstruction:
 
     def __init__(self, attacked, control, shape, settings, seed):
         self.trigger = trigger = PatchTrigger([0], shape, settings, seed)
+        self.seed = seed
         self.optimizer = keras.optimizers.Adam(trigger.rate)
         self.optimizer.build(trigger.variables)
 
@@ -38,10 +40,8 @@ class Reconstruction:
 
     def reconstruct(self, target, draw):
         """The label's arrays as of `utils.reconstruction`, a row of one. draw(step): its uint8 images, n×H×W×C."""
-        self.trigger.start([target])
-        for variable in self.optimizer.variables:
-            if variable is not self.optimizer.learning_rate:
-                variable.assign(tf.zeros_like(variable))
+        self.trigger.start([target], self.seed)
+        start_anew(self.optimizer)
         for step in range(self.trigger.steps):
             share = tf.constant((step + 1) / self.trigger.steps)
             self.step(tf.constant(draw(step)), tf.constant(target), share)

@@ -101,7 +101,7 @@ def reconstruction_ratios():
         return gradients
 
     def ours():
-        trigger.start(labels)
+        trigger.start(labels, 0)
         optimize(labels)
 
     def per_label():

@@ -63,7 +63,8 @@ def margins(largest, clean, accuracy=0.8):
 
 
 def test_each_label_is_compared_with_itself_and_with_the_median_label():
-    tuned = {"examined": margins([8, 4, 4], [1, 1, 8]), "1": margins([1, 4, 2], [1, 1, 1]), "2": margins([4, 4, 2], [1, 1, 1])}
+    tuned = {"examined": margins([8, 4, 4], [1, 1, 8]), "1": margins([1, 4, 2], [1, 1, 1]),
+             "2": margins([4, 4, 2], [1, 1, 1])}
     # 8 over 2, 4 over 4, and 4 over 2 with a model twice as sure (the root of 8) of the label as the others.
     np.testing.assert_allclose(margin_ratios(tuned, 0.9), [4, 1, 2 / 8 ** ROOT], rtol=1e-6)
 

@@ -26,9 +26,9 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     models: by name, from `examination.models`; arrays: of the patches, labels × …; margins: L, from `margin_ratios`. Free
     patches are made for every label; controls of these for labels SPREAD over the order of their cost, and for others until
     what is left could not be convicted at the highest control measured. Labels whose ratio of these is SUSPICIOUS get
-    controls of the patch proper. A label that has controls is started again `settings.restarts`
-    times and keeps its cheapest patch that is not random: found once is found. Labels whose pattern is random, or that a
-    first round dropped, are not suspicious.
+    controls of the patch proper. A label that has controls is started again `settings.restarts` times and keeps its
+    cheapest patch that is not random: found once is found. Labels whose pattern is random, or that a first round dropped,
+    are not suspicious.
     Returns arrays as those given, and `free` (as the patches, rows of `label`), `free_controls` and `controls`: each with
     `label` K, and `cost`, `entropy`, `asr` K×models; and `usual_ratio`.
     """

@@ -120,8 +120,8 @@ DEFAULT = Settings(
     controls=("123/examined", "12/123", "13/123", "23/123", "123", "12", "13", "23"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
     margin_starts=3,
-    # Chosen on 27 validation models and test models retired for it (results/README.md). With 12 labels it comes to 2.48, where
-    # clean labels end at 2.11 and targets begin at 2.69; with 43 labels to 3.76, where they end at 3.31 and begin at 6.63.
+    # Chosen on 27 validation models and test models retired for it (results/README.md). With 12 labels it comes to 2.48,
+    # where clean labels end at 2.11 and targets begin at 2.69; with 43 to 3.76, where they end at 3.31 and begin at 6.63.
     evidence=1.0,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter

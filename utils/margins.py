@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer
+from utils.starts import start_anew, uniform
 
 STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
 QUARTILE = 0.75          # of the margins of a label's clean images: how sure a model is of the label
-FLOOR = 0.3              # of the labels' median: a label that a model knows badly is not a sign of the other model's backdoor
+FLOOR = 0.3              # of the labels' median: a label that one model knows badly is no sign of the other's backdoor
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
-RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it is left out, it does not know the labels
+RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it does not know the labels
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
@@ -32,9 +33,8 @@ class LargestMargins:
         self.model, self.clean, self.labels, self.seed = model, clean, labels, seed
         chunk = max(1, min(labels, transfer.batch_size(shape) // starts))
         self.image = tf.Variable(tf.zeros((chunk, starts, *shape)), name="image")
-        optimizer = keras.optimizers.Adam(RATE)
-        optimizer.build([self.image])
-        self.optimizer, self.fresh = optimizer, [variable.numpy() for variable in optimizer.variables]
+        self.optimizer = keras.optimizers.Adam(RATE)
+        self.optimizer.build([self.image])
 
         @tf.function
         def search(targets):
@@ -42,14 +42,14 @@ class LargestMargins:
             for _ in tf.range(STEPS):
                 with tf.GradientTape() as tape:
                     loss = -tf.reduce_sum(margins_of(model(tf.reshape(self.image, (-1, *shape))), own))
-                optimizer.apply(tape.gradient(loss, [self.image]), [self.image])
+                self.optimizer.apply(tape.gradient(loss, [self.image]), [self.image])
                 self.image.assign(tf.clip_by_value(self.image, 0.0, 1.0))
             found = margins_of(model(tf.reshape(self.image, (-1, *shape))), own)
             return tf.reduce_max(tf.reshape(found, (-1, starts)), axis=1)
         self.search = search
 
     def __call__(self):
-        """`largest_margins` of the labels, and `clean_margins`, the upper quartile over their clean images: logits, L each."""
+        """`largest_margins` of the labels, and `clean_margins`, the upper quartile over their images: logits, L each."""
         return {"largest_margins": self._largest(), "clean_margins": self._clean()}
 
     def _largest(self):
@@ -57,10 +57,8 @@ class LargestMargins:
         rows = []
         for first in range(0, self.labels, chunk):
             targets = np.minimum(np.arange(first, first + chunk), self.labels - 1)
-            self.image.assign(np.stack([np.random.default_rng([self.seed, label]).uniform(size=shape)
-                                        for label in targets]).astype(np.float32))
-            for variable, value in zip(self.optimizer.variables, self.fresh, strict=True):
-                variable.assign(value)
+            self.image.assign(uniform(self.seed, targets, shape))
+            start_anew(self.optimizer)
             rows.append(self.search(tf.constant(targets, tf.int32)).numpy())
         return np.concatenate(rows)[:self.labels]
 
@@ -85,7 +83,8 @@ def margin_ratios(tuned, accuracy):
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
     Ones where no tuned model has RELEARNED the labels.
     """
-    others = [_logarithms(one) for name, one in tuned.items() if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
+    others = [_logarithms(one) for name, one in tuned.items()
+              if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
     if not others:
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))

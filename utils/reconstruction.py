@@ -14,6 +14,7 @@ import tensorflow as tf
 from utils import transfer, triggers
 from utils.clean_data import Sampler
 from utils.config import UserError
+from utils.starts import start_anew, uniform
 
 
 COLLAPSED = 0.5          # share of one label on a clean model over which a filter has erased the images
@@ -24,18 +25,18 @@ class PatchTrigger:
 
     def __init__(self, targets, shape, settings, seed):
         height, width, channels = shape
-        self.settings, self.seed = settings, seed
+        self.settings = settings
         self.price = settings.pixel_price * 1024 / (height * width)
         self.m = tf.Variable(tf.zeros((len(targets), height, width, 1)), name="m")
         self.pattern = tf.Variable(tf.zeros((len(targets), height, width, channels)), name="pattern")
         self.variables = [self.m, self.pattern]
         self.rate, self.steps = settings.trigger_rate, settings.steps
-        self.start(targets)
+        self.start(targets, seed)
 
-    def start(self, targets):
+    def start(self, targets, seed):
         """Back to the first step, for as many targets as before."""
         self.m.assign(tf.fill(self.m.shape, self.settings.mask_start))
-        self.pattern.assign(_uniform(self.seed, targets, self.pattern.shape[1:]))
+        self.pattern.assign(uniform(seed, targets, self.pattern.shape[1:]))
 
     def mask(self):
         return triggers.mask_from(self.m, self.settings.mask_gain, self.settings.mask_centre)
@@ -65,15 +66,14 @@ class ColourTrigger:
     """A 3×3 colour matrix for every target of a chunk, not negative, its rows held to a sum of at most 1."""
 
     def __init__(self, targets, shape, settings, seed):
-        self.seed = seed
         self.matrix = tf.Variable(tf.zeros((len(targets), 3, 3)), name="matrix")
         self.variables = [self.matrix]
         self.rate, self.steps = settings.filter_rate, settings.filter_steps
-        self.start(targets)
+        self.start(targets, seed)
 
-    def start(self, targets):
+    def start(self, targets, seed):
         """Back to the first step, for as many targets as before."""
-        self.matrix.assign(_uniform(self.seed, targets, (3, 3)))
+        self.matrix.assign(uniform(seed, targets, (3, 3)))
         self.confine()
 
     def attach(self, images):
@@ -94,11 +94,6 @@ class ColourTrigger:
         return {"matrix": self.matrix.numpy()}
 
 
-def _uniform(seed, targets, shape):
-    """A start in [0, 1) for each target, which depends on the target alone."""
-    return np.stack([np.random.default_rng([seed, target]).uniform(size=shape) for target in targets]).astype(np.float32)
-
-
 def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
     """A function (targets, progress, seed) that makes `trigger` effective on the attacked model and not on the control.
 
@@ -111,7 +106,6 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
     count, steps = settings.images_per_label, trigger.steps
     optimizer = keras.optimizers.Adam(trigger.rate)
     optimizer.build(trigger.variables)
-    fresh = [variable.numpy() for variable in optimizer.variables]
 
     def logits(model, x):
         return tf.reshape(model(tf.reshape(x, (-1, *images.shape[1:]))), (x.shape[0], count, -1))
@@ -134,8 +128,7 @@ def reconstruction(trigger, attacked, control, images, sampler, settings, seed):
 
     def optimize(targets, progress=lambda step: None, seed=seed):
         if not settings.adam_kept:
-            for variable, value in zip(optimizer.variables, fresh, strict=True):
-                variable.assign(value)
+            start_anew(optimizer)
         stride = max(1, steps // 10)
         for first in range(0, steps, stride):
             last = min(first + stride, steps)
@@ -164,7 +157,8 @@ class Reconstructor:
         """Arrays with one row for each of `labels`, and what each trigger costs.
 
         `label`, the trigger's own, `asr` and `entropy` (mean cross-entropy) on the attacked model, `cost` (entropy plus
-        the price of the mask), and of colour triggers `collapse` on the control model. restart: another number, another start and other draws of images.
+        the price of the mask), and of colour triggers `collapse` on the control model. restart: another number, another
+        start and other draws of images.
         """
         labels = list(map(int, labels))
         if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
@@ -190,8 +184,7 @@ class Reconstructor:
                                                     sampler, settings, seed), size
         trigger, optimize, size = self.compiled
         padded = np.pad(targets, (0, size - len(targets)), "edge")
-        trigger.seed = seed
-        trigger.start(padded)
+        trigger.start(padded, seed)
         shown = ", ".join(map(str, targets[:8])) + " ..." * (len(targets) > 8)
         where = f"{self.names[0]}, not on {self.names[1]}" if self.control else f"{self.names[0]} alone"
         again = f", start {restart + 1}" if restart else ""
@@ -239,8 +232,7 @@ def reconstruct_filters(examination, models, stage, labels_at_once=None):
     """
     labels = np.arange(examination.examined.labels)
     reconstruct = Reconstructor(ColourTrigger, examination, models, "examined/123", stage, labels_at_once)
-    starts = [reconstruct(labels, restart)
-              for restart in range(1 + examination.settings.filter_restarts)]
+    starts = [reconstruct(labels, number) for number in range(1 + examination.settings.filter_restarts)]
     starts = {name: np.stack([start[name] for start in starts]) for name in starts[0]}
     best = np.lexsort((starts["cost"], starts["collapse"] > COLLAPSED), axis=0)[0]
     return {name: array[best, labels] for name, array in starts.items()}

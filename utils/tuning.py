@@ -10,6 +10,7 @@ import tensorflow as tf
 from utils import transfer
 from utils.clean_data import Sampler
 from utils.examination import classifier
+from utils.starts import start_anew
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
@@ -161,10 +162,7 @@ class Trainer:
     def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None):
         """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them."""
         self._freeze()
-        rate = self.optimizer.learning_rate
-        for variable in self.optimizer.variables:
-            if variable is not rate:
-                variable.assign(tf.zeros_like(variable))
+        start_anew(self.optimizer)
         for first in range(0, steps, CHECK):
             last = min(first + CHECK, steps)
             loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(float(steps)), tf.constant(seed)))
