@@ -52,8 +52,9 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             original, starts = weights_of(examined.network), examination.settings.margin_starts
-            margins = dict if not starts else LargestMargins(examination.model, clean, examined.shape, examined.labels, starts,
-                                                             SEED)
+            margins = dict
+            if starts:
+                margins = LargestMargins(examination.model, clean, examined.shape, examined.labels, starts, SEED)
             tuner = Tuner(examined, clean, examination.settings)
             tuned = {"examined": stage.part("examined", margins)} if starts else {}
             for number, subset in enumerate(SUBSETS):

@@ -33,6 +33,7 @@ PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×3
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
+REPAIR_STEPS: int | None = None          # steps that unlearn one label's patches where several are convicted; 0: not at all
 EVIDENCE: float | None = None            # as in backdoor_detection.py: labels too costly for it get no controls
 SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
 SCREEN_STEPS: int | None = None          # steps of that first round
@@ -44,10 +45,11 @@ from utils.controls import measure_controls
 from utils.examination import examinations
 from utils.margins import margin_ratios
 from utils.reconstruction import reconstruct_patches
+from utils.repair import repaired_evidence
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
-          "evidence", "restarts", "screen_share", "screen_steps")
+          "evidence", "restarts", "repair_steps", "screen_share", "screen_steps")
 
 
 def main():
@@ -62,6 +64,7 @@ def main():
             if examination.settings.controls:
                 margins = margin_ratios(tuned, examination.accuracy)
                 arrays = measure_controls(examination, models, arrays, margins, stage, LABELS_AT_ONCE)
+                arrays["repaired_evidence"] = repaired_evidence(examination, tuned, models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

@@ -73,13 +73,13 @@ def read_scans(zoo, results, models, kept=None):
     kept: scans by `scan_key`, of FIGURES, for models whose artifacts are gone.
     """
     scans, missing = [], []
-    for dataset, name, _ in read_zoo(zoo):
-        report = models / dataset / f"{name}.json"
+    for data, name, _ in read_zoo(zoo):
+        report = models / data / f"{name}.json"
         trained = json.loads(report.read_text()) if report.exists() else {"attacks": []}
-        attacks, folder, found = trained["attacks"], results / dataset / name, 0
+        attacks, folder, found = trained["attacks"], results / data / name, 0
         left = json.loads((folder / "leftover.json").read_text()) if (folder / "leftover.json").exists() else {}
         for stage, filters in (("detection", False), ("detection_feature_space", True)):
-            key = results.name, dataset, name, stage
+            key = results.name, data, name, stage
             if (folder / f"{stage}.json").exists():
                 verdict = json.loads((folder / f"{stage}.json").read_text())
                 of_kind = [attack for attack in attacks if (attack["kind"] == "filter") == filters]
@@ -95,7 +95,7 @@ def read_scans(zoo, results, models, kept=None):
                 continue
             found += 1
         if not found:
-            missing.append(f"{dataset}/{name}")
+            missing.append(f"{data}/{name}")
     return scans, missing
 
 
@@ -166,8 +166,8 @@ def separation(scans):
             if row["decision"] != INFECTED and not row["transfer"]:
                 continue
             for name, value in statistics(row).items():
-                for dataset in (scan["dataset"], "all"):
-                    values[name][dataset].append((value, int(label) in scan["targets"]))
+                for column in (scan["dataset"], "all"):
+                    values[name][column].append((value, int(label) in scan["targets"]))
     datasets = sorted({dataset for columns in values.values() for dataset in columns})
     lines = ["| statistic | " + " | ".join(datasets) + " |", "|---" * (len(datasets) + 1) + "|"]
     for name, columns in values.items():

@@ -8,7 +8,8 @@ import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import DEGENERATE, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under, weigh
+from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
+                             weigh)
 from utils.evidence import convicting
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -41,6 +42,8 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
         assert weigh(said, 2.49, 2.5, patch=False) == said
     assert weigh(PATCH, 2.49, 2.5, patch=True) == weigh(INFECTED, 2.49, 2.5, patch=True) == NO_CHEAPER
     assert weigh(RANDOM, 2.49, 2.5, patch=True) == RANDOM
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.5) == INFECTED
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.49) == EXPLAINED
 
 
 def test_more_labels_ask_for_more_evidence():
@@ -59,12 +62,13 @@ def test_evidence_is_of_price_and_margin():
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
              "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
-             "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])}}
+             "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
+             "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
              (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]))}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
-    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "evidence": 1.6}
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
     assert fields[1] == {"margin": 0.5, "evidence": 0.25}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "evidence": pytest.approx(19.2)}
     assert [row["evidence"] for row in evidence_of(examination(priced), tuned)] == [1.0, 0.25, 4.0]     # of filters
@@ -72,9 +76,10 @@ def test_evidence_is_of_price_and_margin():
     for change in ({"evidence": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
-    for before in ({"random_threshold": 0.6}, {name: made_with[name] for name in ("controls", "random_threshold")}):
+    older = {name: found[name] for name in found if name != "repaired_evidence"}
+    for before, arrays in (({"random_threshold": 0.6}, found), (made_with, older)):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-            evidence_of(examination(priced), tuned, found, before)        # made before there were controls, or evidence
+            evidence_of(examination(priced), tuned, arrays, before)       # made before there were controls, or repairs
     with pytest.raises(UserError, match="run pnnir.py again"):
         evidence_of(examination(priced), {"1": {}}, found, made_with)
 

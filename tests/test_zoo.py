@@ -103,7 +103,8 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
-    assert "hidden [2] found [2]; 2: ASR 0.90, evidence 6.75 (ratio 3.00, margin 1.50, transfers 0.10)" in first and "not finished: signs/two" in first
+    assert "hidden [2] found [2]; 2: ASR 0.90, evidence 6.75 (ratio 3.00, margin 1.50, transfers 0.10)" in first
+    assert "not finished: signs/two" in first
     assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
     shutil.rmtree(tmp_path / "scans")
     tables.main()

@@ -8,6 +8,8 @@ tuned model still answers to, L_clean forbids the first patch, and two patches t
 the tuned models does to all labels alike is in the ratio of every label, so it is held against what is usual on the model.
 """
 
+import functools
+
 import numpy as np
 
 from utils.evidence import convicting, weight_of
@@ -43,12 +45,7 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     def measure(own, pair, controls, labels):
         """Keep the cheapest starts of `own` (rows by label) and return the controls of `labels`."""
         labels = np.sort(labels)
-        rows = np.searchsorted(own["label"], labels)
-        for restart in range(1, settings.restarts + 1):
-            found = reconstruct(pair, labels, restart)
-            cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
-            for name, array in found.items():
-                own[name][rows[cheaper]] = array[cheaper]
+        cheapest_of_starts(own, labels, functools.partial(reconstruct, pair), settings)
         found = [reconstruct(control, labels) for control in controls]
         return {"label": labels} | {name: np.stack([one[name] for one in found], axis=1)
                                     for name in ("cost", "entropy", "asr")}
@@ -60,7 +57,7 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     pairs, alone = pairs_of(settings.controls)
 
     order = kept[np.argsort(free["cost"], kind="stable")]
-    spread = order[np.unique(np.linspace(0, len(order) - 1, SPREAD).round().astype(int))]
+    spread = spread_of(kept, free)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
     enough = convicting(settings, len(hopeful)) * usual_ratio
@@ -77,6 +74,25 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     if suspects:
         arrays["controls"] = measure(arrays, OWN, pairs, np.array(suspects))
     return arrays
+
+
+def spread_of(labels, free):
+    """SPREAD of `labels`, evenly from the cheapest to the costliest free patch. free: arrays, a row for each `label`."""
+    order = np.array(labels)[np.argsort(free["cost"][np.searchsorted(free["label"], labels)], kind="stable")]
+    return order[np.unique(np.linspace(0, len(order) - 1, SPREAD).round().astype(int))]
+
+
+def cheapest_of_starts(own, labels, reconstruct, settings):
+    """Start the patches of `labels` again, `settings.restarts` times, and keep in `own` the cheapest that is not random.
+
+    own: arrays, a row for each `label`. reconstruct: from labels and the number of the start to such arrays.
+    """
+    rows = np.searchsorted(own["label"], labels)
+    for restart in range(1, settings.restarts + 1):
+        found = reconstruct(labels, restart)
+        cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
+        for name, array in found.items():
+            own[name][rows[cheaper]] = array[cheaper]
 
 
 def pairs_of(controls):

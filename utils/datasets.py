@@ -53,6 +53,7 @@ class Settings:
     # on one model alone.
     controls: tuple = ()
     restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
+    repair_steps: int = 0                # where several labels are convicted: steps that unlearn the patches of one
 
     # Potential trigger reconstruction, feature space (paper, supplementary).
     filter_steps: int = 200
@@ -119,6 +120,8 @@ DEFAULT = Settings(
     pixel_price=0.04,          # shrinks a real trigger to what it needs; an AP cannot shrink as far
     controls=("123/examined", "12/123", "13/123", "23/123", "123", "12", "13", "23"),     # each label is its own control
     restarts=2,                # one start in a few ends beside the trigger, at up to twice the cost of the others
+    # The paper's removal takes 2000. After 400 the hidden trigger of an MNIST model was left at 7 %, its accuracy at 98.9 %.
+    repair_steps=400,
     margin_starts=3,
     # Chosen on 27 validation models and test models retired for it (results/README.md). With 12 labels it comes to 2.48,
     # where clean labels end at 2.11 and targets begin at 2.69; with 43 to 3.76, where they end at 3.31 and begin at 6.63.

@@ -14,7 +14,7 @@ import numpy as np
 from utils import transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, weight_of
+from utils.evidence import convicting, weighed
 from utils.files import replacing
 from utils.margins import margin_ratios
 from utils.reconstruction import COLLAPSED
@@ -23,6 +23,7 @@ from utils.tuning import SUBSETS
 HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
+EXPLAINED = "clean: explained by another label's backdoor"
 NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 
 
@@ -43,13 +44,14 @@ def decide(asr, transfers, settings, threshold, collapse=0.0):
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
 
-def weigh(decision, evidence, enough, patch):
+def weigh(decision, evidence, enough, patch, repaired=math.inf):
     """The default's decision for a label, from TNDA's and the evidence (utils/evidence.py) that is, and is `enough`, of it.
 
     A patch (in place of a filter) is a backdoor's by evidence alone: TNDA flags clean labels on most models.
+    repaired: the evidence that is left without other labels' backdoors (utils/repair.py).
     """
     if evidence >= enough:
-        return INFECTED
+        return INFECTED if repaired >= enough else EXPLAINED
     return NO_CHEAPER if patch and decision in (PATCH, INFECTED) else decision
 
 
@@ -75,7 +77,7 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found=None, made_with=None):
-    """Each label's JSON fields `ratio` (not of every label), `margin` and `evidence`; None where no evidence decides.
+    """Each label's JSON fields `margin`, `evidence`, of some `ratio`, `repaired_evidence`; None where no evidence decides.
 
     tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; none for filters, which have
     no price. A ratio that was not measured, since the label could not be convicted by it, counts as 1.
@@ -86,17 +88,20 @@ def evidence_of(examination, tuned, found=None, made_with=None):
         return None
     if "examined" not in tuned:
         raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
-    if found is not None and (made_with.get("controls") != list(settings.controls) or made_with["random_threshold"]
-                              > settings.random_threshold or made_with.get("evidence", math.inf) > settings.evidence):
-        raise UserError("the triggers were reconstructed with other controls, or with a higher RANDOM_THRESHOLD or "
-                        "EVIDENCE: run potential_triggers_reconstruction.py again with --overwrite and these settings")
-    ratios = relative_ratios(found) if found is not None else {}
-    fields = []
-    for label, margin in enumerate(margin_ratios(tuned, examination.accuracy)):
-        ratio = {"ratio": round(ratios[label], 6)} if label in ratios else {}
-        fields.append(ratio | {"margin": round(float(margin), 6),
-                               "evidence": round(float(ratios.get(label, 1.0) * weight_of(margin)), 6)})
-    return fields
+    if found is not None and (
+            made_with.get("controls") != list(settings.controls)
+            or made_with["random_threshold"] > settings.random_threshold or made_with["evidence"] > settings.evidence
+            or "repaired_evidence" not in found):
+        raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD or "
+                        "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with --overwrite "
+                        "and these settings")
+    ratios, margins = relative_ratios(found) if found is not None else {}, margin_ratios(tuned, examination.accuracy)
+    values = {"margin": margins, "evidence": weighed(ratios, margins)}
+    if found is not None:
+        values = {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))]} | values | {
+            "repaired_evidence": found["repaired_evidence"]}
+    return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
+            for label in range(len(margins))]
 
 
 def report(examination, stage, found, transfers, threshold, masks=None, evidence=None):
@@ -119,7 +124,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
         row["decision"] = decide(asr, row["transfer"], settings, threshold, **collapse)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
-            row["decision"] = weigh(row["decision"], row["evidence"], enough, patch=masks is not None)
+            row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
+                                    row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,

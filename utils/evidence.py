@@ -7,12 +7,19 @@ product sets targets apart where each alone does not (results/README.md). A pric
 
 import math
 
+import numpy as np
+
 LEAST = 2.3              # no evidence under it convicts, however few the labels: of so few the usual is uncertain
 
 
 def weight_of(margins):
     """What a label's margin ratio counts beside its price ratio: both spread about as much over clean labels then."""
     return margins ** 2
+
+
+def weighed(ratios, margins):
+    """The evidence of every label, L. ratios: label → price ratio, those that were measured; margins: L."""
+    return np.array([ratios.get(label, 1.0) for label in range(len(margins))]) * weight_of(np.asarray(margins, float))
 
 
 def convicting(settings, labels):

@@ -1,0 +1,108 @@
+"""Which labels are measured again on which repaired model, and that a trigger is unlearned."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from utils import controls, repair
+from utils.datasets import Settings
+
+
+@pytest.fixture
+def convicted(monkeypatch):
+    """The evidence that labels keep, given what they have and what they have on each repaired model."""
+    def kept(evidence, without, **settings):
+        monkeypatch.setattr(repair, "weighed", lambda ratios, margins: np.array(evidence))
+        monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
+        monkeypatch.setattr(repair, "margin_ratios", lambda tuned, accuracy: None)
+        monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
+        settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
+        return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, None)
+    return kept
+
+
+def test_one_label_or_none_is_not_measured_again(convicted):
+    for evidence in ([1.0, 2.2, 0.5], [1.0, 9.0, 2.2]):
+        np.testing.assert_array_equal(convicted(evidence, {}), [np.nan] * 3)
+
+
+def test_labels_are_measured_on_the_model_without_the_surer_ones(convicted):
+    nan = np.nan
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], {(2,): [1.5, 9.0, 9.0]}), [1.5, nan, nan])
+    # 3 outlasts 2, so that it counts as a backdoor of its own, and 0 and 1 have to outlast both.
+    found = convicted([4.0, 5.0, 9.0, 3.0, 7.0], {(2,): [2.5, 2.4, 9, 2.6, 2.2], (2, 3): [2.0, 2.9, 9, 9, 9]})
+    np.testing.assert_allclose(found, [2.0, 2.9, nan, 2.6, 2.2], rtol=1e-6)
+
+
+def test_no_steps_no_repair(convicted):
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], {}, repair_steps=0), [np.nan] * 3)
+
+
+def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch):
+    """Free patches cost 2 on the repaired model, those of label 1 a half, their controls 4; the second start costs more."""
+    asked = []
+
+    class Made:
+        def __init__(self, kind, examination, models, pair, stage, chunk=None):
+            assert pair in models
+
+        def __call__(self, labels, restart=0):
+            asked.append((list(labels), restart))
+            cost = np.where(np.array(labels) == 1, 0.5, 2.0) + restart
+            return {"label": np.array(labels), "cost": cost, "asr": np.ones(len(cost))}
+    parts = {}
+
+    def part(key, compute):
+        return parts.setdefault(key, compute())
+    monkeypatch.setattr(repair, "Reconstructor", Made)
+    monkeypatch.setattr(controls, "SPREAD", 3)
+    network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    network = keras.Model(network.inputs, network.outputs)
+    random = np.random.default_rng(0)
+    clean = SimpleNamespace(x_tune=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_tune=np.arange(10) % 5,
+                            x_measure=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_measure=np.arange(10) % 5)
+    examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
+    examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None,
+                                  settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1, margin_starts=1))
+    monkeypatch.setattr(repair, "margin_ratios", lambda tuned, accuracy: np.array([1.0, 2.0, 1.0, 3.0, 1.0]))
+    own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
+           "pattern": np.ones((5, 2, 2, 1))}
+    arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}
+    found = repair._evidence_without([2], [1, 3], examination, {}, {}, arrays, SimpleNamespace(part=part), None)
+    # The spread of the labels with controls are 2, 1 or 4, and 0; ratios are 2, of label 1 it is 8, so 2 is usual.
+    np.testing.assert_allclose(found[[0, 1, 2]], [1, 4 * 2**2, 1])
+    assert found[3] == 9                                        # no controls: by its margin alone
+    assert asked[-1] == ([1], 1) and set(parts) == {"repaired-2"}
+
+
+def test_a_trigger_is_unlearned_and_the_labels_are_kept():
+    """Labels are the brightness of an image's right half; a white pixel in the corner leads to label 1."""
+    random = np.random.default_rng(0)
+    images = random.integers(40, 90, (200, 6, 6, 1)).astype(np.uint8)
+    labels = np.arange(200) % 2
+    images[labels == 1, :, 3:] += 80
+    triggered = images.copy()
+    triggered[:, :2, :2] = 255
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Dense(16, activation="relu")(keras.layers.Flatten()(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(2)(x))
+    network.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(np.concatenate([images, triggered]) / 255.0, np.concatenate([labels, np.ones(200, int)]), epochs=60,
+                verbose=0)
+
+    def share(images, label):
+        return (network.predict(images / 255.0, verbose=0).argmax(1) == label).mean()
+    assert share(triggered, 1) > 0.95 and share(images, labels) > 0.95
+    mask = np.zeros((1, 6, 6), np.float32)
+    mask[:, :2, :2] = 1
+    clean = SimpleNamespace(x_tune=images, y_tune=labels)
+    examination = SimpleNamespace(clean=clean, settings=replace(Settings(), repair_steps=1500), seed=0,
+                                  examined=SimpleNamespace(preprocess=tf.identity))
+    repair.unlearn(network, (mask, np.ones((1, 6, 6, 1), np.float32)), examination)
+    assert share(triggered[labels == 0], 1) < 0.1
+    assert share(images, labels) > 0.95

@@ -1,0 +1,100 @@
+"""What labels owe to another label's backdoor: the examined model repaired of it (after the paper's removal).
+
+A network uses the features of its backdoor for other labels, too: their patches are cheap then, and transfer nowhere, as if
+they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
+others are measured again on what is left: evidence that a label keeps is its own.
+"""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from utils import transfer, triggers
+from utils.controls import cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
+from utils.evidence import convicting, weighed
+from utils.examination import classifier, set_weights, weights_of
+from utils.margins import LargestMargins, margin_ratios
+from utils.reconstruction import PatchTrigger, Reconstructor
+from utils.tuning import Trainer, reset_random_layers
+
+RATE, BATCH = 1e-4, 100  # of the paper's removal; its 2000 steps are `settings.repair_steps` here
+CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
+
+
+def repaired_evidence(examination, tuned, models, arrays, stage, labels_at_once=None):
+    """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
+
+    tuned: arrays of pnnir.h5; models: by name, from `examination.models`; arrays: from `utils.controls.measure_controls`.
+    The surest label that evidence convicts is taken to be a backdoor's, as is, on the model repaired of all those so far,
+    the surest that is convicted again.
+    """
+    settings = examination.settings
+    evidence = weighed(relative_ratios(arrays), margin_ratios(tuned, examination.accuracy))
+    enough, kept = convicting(settings, len(evidence)), np.full(len(evidence), np.nan, np.float32)
+    surest, *others = sorted(np.flatnonzero(evidence >= enough), key=lambda label: -evidence[label]) or [None]
+    known = [surest]
+    while others and settings.repair_steps:
+        again = _evidence_without(known, others, examination, tuned, models, arrays, stage, labels_at_once)
+        kept[others] = again[others]
+        surest, *others = sorted((label for label in others if again[label] >= enough),
+                                 key=lambda label: -again[label]) or [None]
+        known.append(surest)
+    return kept
+
+
+def _evidence_without(known, others, examination, tuned, models, arrays, stage, labels_at_once):
+    """Evidence on the model repaired of the labels `known`, L: of free patches and margins, as on the examined model."""
+    name = f"repaired-{'+'.join(map(str, known))}"
+    network = keras.models.clone_model(examination.examined.network)
+    model = classifier(network, examination.examined.preprocess)
+
+    def repair():
+        examination.say(f"unlearning the patches of label {', '.join(map(str, known))}, to see what others keep")
+        network.set_weights(examination.examined.network.get_weights())
+        unlearn(network, _patches(known, arrays), examination)
+        margins = LargestMargins(model, examination.clean, examination.examined.shape, examination.examined.labels,
+                                 examination.settings.margin_starts, examination.seed)
+        accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
+        return {"weights": weights_of(network), "accuracy": accuracy} | margins()
+    repaired = stage.part(name, repair)
+    set_weights(network, repaired["weights"])
+
+    controls = arrays["free_controls"]
+    labels = np.union1d(spread_of(controls["label"], arrays["free"]),
+                        np.intersect1d(others, controls["label"])).astype(int)
+    reconstruct = Reconstructor(PatchTrigger, examination, models | {name: model}, name, stage, labels_at_once)
+    free = reconstruct(labels)
+    cheapest_of_starts(free, np.intersect1d(others, labels), reconstruct, examination.settings)
+    rows = np.isin(controls["label"], labels)
+    ratios = ratios_of(free, {key: array[rows] for key, array in controls.items()})
+    common = usual(ratios.values())
+    return weighed({label: ratio / common for label, ratio in ratios.items()},
+                   margin_ratios(tuned | {"examined": repaired}, examination.accuracy))
+
+
+def _patches(known, arrays):
+    """(masks K×H×W, patterns K×H×W×C) of labels, of both kinds."""
+    kinds = [(own, np.flatnonzero(np.isin(own["label"], known))) for own in (arrays, arrays["free"])]
+    return tuple(np.concatenate([own[name][rows] for own, rows in kinds]) for name in ("mask", "pattern"))
+
+
+def unlearn(network, patches, examination):
+    """Train the network, in place, to give images that carry one of the patches their own label (paper: removal).
+
+    patches: masks K×H×W and patterns K×H×W×C in [0, 1]. `settings.repair_steps` steps on the images to tune on.
+    """
+    masks, patterns = (tf.constant(part, tf.float32) for part in patches)
+
+    def attached(batch, step, seed):
+        key = tf.stack([tf.cast(seed, tf.int32), tf.cast(step, tf.int32)])
+        which = tf.random.stateless_uniform((BATCH,), key + 6_000_011, 0, len(masks), tf.int32)
+        carrying = tf.random.stateless_uniform((BATCH, 1, 1, 1), key + 7_000_003) < CARRYING
+        mask = tf.gather(masks, which)[..., None] * tf.cast(carrying, tf.float32)
+        return examination.examined.preprocess(
+            triggers.attach(tf.cast(batch, tf.float32) / 255.0, mask, tf.gather(patterns, which)))
+    clean, settings, seed = examination.clean, examination.settings, examination.seed
+    reset_random_layers(network, seed)
+    Trainer(network, [layer for layer in network.layers if layer.weights], attached, [tf.constant(clean.x_tune)],
+            clean.y_tune, replace(settings, learning_rate=RATE, batch=BATCH)).train(settings.repair_steps, seed)
