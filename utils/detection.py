@@ -93,8 +93,8 @@ def evidence_of(examination, tuned, found=None, made_with=None):
             or made_with["random_threshold"] > settings.random_threshold or made_with["evidence"] > settings.evidence
             or "repaired_evidence" not in found):
         raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD or "
-                        "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with --overwrite "
-                        "and these settings")
+                        "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with "
+                        "--overwrite and these settings")
     ratios, margins = relative_ratios(found) if found is not None else {}, margin_ratios(tuned, examination.accuracy)
     values = {"margin": margins, "evidence": weighed(ratios, margins)}
     if found is not None:
