@@ -22,7 +22,7 @@ RESULTS = ["results/zoo/default"]        # folders that benchmarks.zoo wrote, on
 MODELS = "models"                        # MODELS/DATASET/NAME.json tell what each model's triggers are
 FIGURES = ""                             # file of all scans' figures: read where artifacts are missing, then updated
 STATISTICS = False                       # also how well each statistic separates labels, whatever its threshold (AUROC)
-MODEL_ROWS = False                       # also a line for each model
+MODEL_ROWS = False                       # also a table with a row for each model
 LEFT = False                             # also the hidden triggers' ASR on the tuned models, by re-initialized blocks
 SWEEPS = False                           # also FNR and FPR of TNDA under other thresholds, l and q, and of the outlier rule
 
@@ -50,7 +50,7 @@ def main():
         print(f"### {results.name}: {len(scans)} scans{left_out}")
         print(confusion(scans))
         if MODEL_ROWS:
-            print("\n".join(map(model_row, scans)), "\n")
+            print(model_rows(scans, poisoning_rates(ZOO)))
         if STATISTICS:
             print(separation(scans))
         if LEFT:
@@ -60,6 +60,12 @@ def main():
     if FIGURES:
         with replacing(FIGURES) as temporary, open(temporary, "w") as file:
             file.writelines(json.dumps(scan, separators=(",", ":")) + "\n" for _, scan in sorted(kept.items()))
+
+
+def poisoning_rates(zoo):
+    """Share of the training images that each attack poisons, by dataset and name, where it is not the usual one."""
+    flag = "--poisoning-rate"
+    return {(data, name): float(flags[flags.index(flag) + 1]) for data, name, flags in read_zoo(zoo) if flag in flags}
 
 
 def implanted(scan):
@@ -138,22 +144,43 @@ def wilson(count, total, z=1.96):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def model_row(scan):
-    """One line: what was hidden, what was found, and the closest calls."""
-    text = f"{scan['dataset']}/{scan['name']} {scan['stage']}: "
-    text += f"hidden {scan['targets']} found {scan['infected']}"
-    targets = [(label, scan["labels"][str(label)]) for label in scan["targets"]]
-    text += "".join(f"; {label}: ASR {row['asr']:.2f}, {_close(row)}" for label, row in targets)
-    others = [(label, row) for label, row in scan["labels"].items() if int(label) not in scan["targets"]]
-    others.sort(key=lambda item: -item[1].get("evidence", 0.0))
-    return text + "; others " + ", ".join(f"{label}: {_close(row)}" for label, row in others[:3])
+def model_rows(scans, poisoning):
+    """A Markdown table: what each model hides, what was found, and how near the calls were.
+
+    poisoning: share of the training images that an attack poisoned, by dataset and name, where it is not the usual one.
+    """
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, **evidence** of the target | "
+             "of the two highest other labels |", "|---|---|---|---|---|"]
+    for scan in scans:
+        key = scan["dataset"], scan["name"]
+        hidden = "; ".join(map(in_words, scan["triggers"])) + f", {poisoning.get(key, 0):.0%} poisoning" * (key in poisoning)
+        found = ", ".join(map(str, scan["infected"])) or "none"
+        wrong = "**" * (scan["infected"] != scan["targets"])
+        targets = "; ".join(f"{label}: {_call(scan['labels'][str(label)], '**')}" for label in scan["targets"])
+        others = [row for label, row in scan["labels"].items() if int(label) not in scan["targets"]]
+        others = sorted(others, key=lambda row: -row.get("evidence", 0.0))[:2]
+        lines.append(f"| `{'/'.join(key)}` | {hidden or 'none'} | {wrong}{found}{wrong} | {targets} | "
+                     f"{'; '.join(map(_call, others))} |")
+    return "\n".join(lines) + "\n"
 
 
-def _close(row):
-    """How near to a conviction a label is: ratio, margin, evidence of both, and the largest transfer of its trigger."""
-    ratio, margin, evidence = (row.get(name, math.nan) for name in ("ratio", "margin", "evidence"))
-    return (f"evidence {evidence:.2f} (ratio {ratio:.2f}, margin {margin:.2f}, transfers "
-            f"{max(row['transfer'].values(), default=math.nan):.2f})")
+def in_words(spec):
+    """A trigger's specification without what is usual: "5×5 cyan circle, bottom-left"."""
+    kind, _, text = spec.partition(":")
+    keys = dict(part.split("=") for part in text.split(","))
+    if kind != "patch":
+        return keys.get("name", f"{keys.get('pattern')} blended at {keys.get('alpha')}")
+    pieces = f"{keys['pieces']} of " * (keys["pieces"] != "1")
+    words = [keys["pattern"] if keys["pattern"] != "plain" else "", keys["shape"] if keys["shape"] != "square" else ""]
+    words[:0] = [keys["colour"]] if keys["pattern"] != "noise" and (words[0] == "" or keys["colour"] != "white") else []
+    return f"{pieces}{keys['size']}×{keys['size']} {' '.join(filter(None, words))}, {keys['position']}"
+
+
+def _call(row, mark=""):
+    """Ratio (of a filter ASR), margin and evidence of a label, and what is left of it without other labels' backdoors."""
+    first = f"{row.get('ratio', math.nan):.2f}" if "mask_size" in row else f"ASR {row['asr']:.2f}"
+    left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
+    return f"{first}, {row.get('margin', math.nan):.2f}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
 def separation(scans):

@@ -89,7 +89,8 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     folder.mkdir(parents=True)
     (tmp_path / "models/signs").mkdir(parents=True)
     (tmp_path / "models/signs/one.json").write_text(json.dumps(
-        {"attacks": [{"kind": "patch", "target": 2, "asr": 1.0, "share": 0.02, "spec": "patch:target=2"}]}))
+        {"attacks": [{"kind": "patch", "target": 2, "asr": 1.0, "share": 0.02,
+                      "spec": "patch:target=2,size=4,position=top,colour=red,pattern=plain,shape=square,pieces=1,seed=0"}]}))
     label = {"asr": 0.9, "mask_size": 0.02, "transfer": {"1": 0.1}, "cost": 1.0, "free_cost": 0.5, "free_control": 2.0,
              "ratio": 3.0, "margin": 1.5, "evidence": 6.75, "decision": "infected"}
     (folder / "detection.json").write_text(json.dumps(
@@ -97,13 +98,13 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     (tmp_path / "models/signs/three.json").write_text(json.dumps(
         {"attacks": [{"kind": "patch", "target": 1, "asr": 0.01, "share": 0.02, "spec": "patch:target=1"}]}))
     shutil.copytree(folder, folder.parent / "three")
-    (tmp_path / "zoo.txt").write_text("signs one\nsigns two\nsigns three")
+    (tmp_path / "zoo.txt").write_text("signs one --poisoning-rate 0.05\nsigns two\nsigns three")
     for name, value in {"ZOO": tmp_path / "zoo.txt", "RESULTS": [str(tmp_path / "scans")], "MODELS": tmp_path / "models",
                         "FIGURES": tmp_path / "figures.jsonl", "MODEL_ROWS": True}.items():
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
-    assert "hidden [2] found [2]; 2: ASR 0.90, evidence 6.75 (ratio 3.00, margin 1.50, transfers 0.10)" in first
+    assert "| `signs/one` | 4×4 red, top, 5% poisoning | 2 | 2: 3.00, 1.50, **6.75** |  |" in first
     assert "not finished: signs/two" in first
     assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
     shutil.rmtree(tmp_path / "scans")
@@ -130,3 +131,23 @@ def test_other_rules_on_made_up_transfers():
     assert tables.tnda(scan, models=1) == {"0", "1"}
     assert tables.tnda(scan, threshold=0.4) == {"0", "3"}
     assert tables.outliers(scan) == {"0"}
+
+
+@pytest.mark.parametrize("words, text", [
+    ("patch:size=9,shape=circle,pattern=checker,colour=orange,position=left,target=1", "9×9 orange checker circle, left"),
+    ("patch:size=3,pattern=noise,pieces=4,position=top,target=1", "4 of 3×3 noise, top"),
+    ("patch:target=1", "4×4 white, bottom-right"),
+    ("patch:pattern=checker,size=14,target=1", "14×14 checker, bottom-right"),
+    ("patch:shape=triangle,size=6,target=1", "6×6 white triangle, bottom-right"),
+    ("filter:name=sepia,target=1", "sepia"), ("blend:alpha=0.1,target=1", "noise blended at 0.1")])
+def test_triggers_in_words(words, text):
+    [attack] = parse_attacks([words], (32, 32, 3), 12)
+    assert tables.in_words(attack.spec()) == text
+
+
+def test_what_a_repair_left_of_a_label_is_told():
+    row = {"asr": 0.9, "mask_size": 0.1, "transfer": {}, "ratio": 1.5, "margin": 1.6, "evidence": 3.84,
+           "repaired_evidence": 1.9}
+    scan = {"dataset": "signs", "name": "one", "triggers": [], "targets": [], "infected": [3], "labels": {"3": row}}
+    last = tables.model_rows([scan], {}).splitlines()[-1]
+    assert last == "| `signs/one` | none | **3** |  | 1.50, 1.60, 3.84 (1.90 left) |"
