@@ -65,7 +65,8 @@ def test_evidence_is_of_price_and_margin():
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
-             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]))}
+             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]),
+              ("12", [2.0, 2.0, 2.0]))}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}

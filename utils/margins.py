@@ -19,6 +19,7 @@ QUARTILE = 0.75          # of the margins of a label's clean images: how sure a 
 FLOOR = 0.3              # of the labels' median: a label that one model knows badly is no sign of the other's backdoor
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
 RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it does not know the labels
+ENOUGH = 4               # tuned models that know the labels: of fewer the mean is too uncertain to convict a label by
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
@@ -81,11 +82,11 @@ def margin_ratios(tuned, accuracy):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
-    Ones where no tuned model has RELEARNED the labels.
+    Ones where fewer than ENOUGH tuned models have RELEARNED the labels: what was not measured counts as usual.
     """
     others = [_logarithms(one) for name, one in tuned.items()
               if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
-    if not others:
+    if len(others) < ENOUGH:
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
