@@ -2,7 +2,8 @@
 
 For each label, optimize a patch that sends images of other labels to it on the examined model and not on tuned model
 123. Under the default setting also a free patch, on the examined model alone, and for the cheapest both kinds on models
-without the backdoor: the controls that a label is judged against. Reads pnnir.h5; writes
+without the backdoor: the controls that a label is judged against; and where several labels look infected, what the others
+keep once the surest one's patches are unlearned. Reads pnnir.h5; writes
 RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
 """
 
@@ -33,7 +34,7 @@ PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×3
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
 RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
-REPAIR_STEPS: int | None = None          # steps that unlearn one label's patches where several are convicted; 0: not at all
+REPAIR_STEPS: int | None = None          # steps that unlearn the surest labels' patches, to see what others keep; 0: none
 EVIDENCE: float | None = None            # as in backdoor_detection.py: labels too costly for it get no controls
 SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
 SCREEN_STEPS: int | None = None          # steps of that first round
@@ -54,17 +55,19 @@ FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre
 
 def main():
     for examination in examinations(globals()):
-        tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
+        tuned, made_with, pnnir = examination.read("pnnir", "pnnir.py")
         with examination.stage("potential_triggers", FIELDS, pnnir=pnnir) as stage:
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            models = examination.models(tuned, ["examined/123", *examination.settings.controls])
+            controls = examination.settings.controls
+            models = examination.models(tuned, ["examined/123", *controls])
+            margins = margin_ratios(tuned, examination.accuracy) if controls else None
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
-            if examination.settings.controls:
-                margins = margin_ratios(tuned, examination.accuracy)
+            if controls:
                 arrays = measure_controls(examination, models, arrays, margins, stage, LABELS_AT_ONCE)
-                arrays["repaired_evidence"] = repaired_evidence(examination, tuned, models, arrays, stage, LABELS_AT_ONCE)
+                arrays["repaired_evidence"] = repaired_evidence(
+                    examination, tuned, made_with["margin_starts"], models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

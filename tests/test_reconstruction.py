@@ -74,6 +74,15 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
         models = {"examined": attacked, "123": control}
         found.append(Reconstructor(kind, examination, models, "examined/123", stage, chunk)([0, 2, 3]))
         compilations.append(len(traced))
+    # A run that goes on with a short chunk, and later labels in a larger one than the first.
+    done = {"examined-123-0-2": {name: array[:2] for name, array in found[0].items()}}
+    stopped = SimpleNamespace(part=lambda key, compute: done[key] if key in done else compute())
+    reconstruct = Reconstructor(kind, examination, models, "examined/123", stopped, 2)
+    found.append(reconstruct([0, 2, 3]))
+    four = Reconstructor(kind, examination, models, "examined/123", stage, 3)
+    grown = [four([0, 2, 3, 1])["cost"][:2], four([0, 2, 3])["cost"][:2]]
+    np.testing.assert_allclose(grown[0], grown[1], atol=2e-3)
+    del parts[-3:]
     assert parts == [f"examined-123-{labels}" for labels in ("0-3", "0-2", "3-3", "0-3", "0-0", "2-2", "3-3")]
     assert compilations == compilations[:1] * 4
     assert ("collapse" in found[0]) == (kind is ColourTrigger)

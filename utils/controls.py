@@ -62,6 +62,7 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     usual_ratio = usual(ratios_of(free, groups[0]).values())
     enough = convicting(settings, len(hopeful)) * usual_ratio
     needed = dict(zip(kept, free["cost"] * enough / weight_of(margins[kept])))      # what controls would have to cost
+    needed |= dict.fromkeys(np.flatnonzero(weight_of(margins) * usual_ratio >= enough), 0.0)   # the margin alone would do
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=needed.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
         if needed[group[0]] > max(typical(costs) for one in groups for costs in one["cost"]):

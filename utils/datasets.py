@@ -53,7 +53,7 @@ class Settings:
     # on one model alone.
     controls: tuple = ()
     restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
-    repair_steps: int = 0                # where several labels are convicted: steps that unlearn the patches of one
+    repair_steps: int = 0                # where several labels are convicted: steps that unlearn the surest's patches
 
     # Potential trigger reconstruction, feature space (paper, supplementary).
     filter_steps: int = 200

@@ -16,7 +16,7 @@ from utils.config import UserError
 from utils.controls import relative_ratios, typical
 from utils.evidence import convicting, weighed
 from utils.files import replacing
-from utils.margins import margin_ratios
+from utils.margins import ENOUGH, margin_ratios, relearned
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -86,8 +86,6 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     settings = examination.settings
     if not settings.evidence:
         return None
-    if "examined" not in tuned:
-        raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
     if found is not None and (
             made_with.get("controls") != list(settings.controls)
             or made_with["random_threshold"] > settings.random_threshold or made_with["evidence"] > settings.evidence
@@ -96,6 +94,10 @@ def evidence_of(examination, tuned, found=None, made_with=None):
                         "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with "
                         "--overwrite and these settings")
     ratios, margins = relative_ratios(found) if found is not None else {}, margin_ratios(tuned, examination.accuracy)
+    if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
+        examination.say(f"WARNING: only {len(names)} tuned models have a clean accuracy near the examined model's, {ENOUGH} "
+                        "must for margins to count: large triggers will be missed. More PHASE2_STEPS, or another "
+                        "PHASE2_PEAK, may help")
     values = {"margin": margins, "evidence": weighed(ratios, margins)}
     if found is not None:
         values = {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))]} | values | {

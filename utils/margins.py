@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer
+from utils.config import UserError
 from utils.starts import start_anew, uniform
 
 STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
@@ -83,13 +84,21 @@ def margin_ratios(tuned, accuracy):
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
     Ones where fewer than ENOUGH tuned models have RELEARNED the labels: what was not measured counts as usual.
+    Raises UserError where pnnir.py left margins out.
     """
-    others = [_logarithms(one) for name, one in tuned.items()
-              if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
-    if len(others) < ENOUGH:
+    if "examined" not in tuned:
+        raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
+    names = relearned(tuned, accuracy)
+    if len(names) < ENOUGH:
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
+    others = [_logarithms(tuned[name]) for name in names]
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
+
+
+def relearned(tuned, accuracy):
+    """The names of the tuned models that know the labels. tuned, accuracy: as for `margin_ratios`."""
+    return [name for name, one in tuned.items() if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
 
 
 def _logarithms(margins):

@@ -176,9 +176,10 @@ class Reconstructor:
     def _make(self, targets, size, restart):
         examination = self.examination
         clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * restart
-        if self.compiled is None:
+        if self.compiled is None or len(targets) > self.compiled[2]:
             settings = replace(settings, steps=self.steps or settings.steps)
-            trigger = self.kind(targets, examination.examined.shape, settings, seed)
+            padded = np.pad(targets, (0, size - len(targets)), "edge")      # after a stop, the first may be a short one
+            trigger = self.kind(padded, examination.examined.shape, settings, seed)
             sampler = Sampler(clean.y_tune, examination.examined.labels)
             self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
                                                     sampler, settings, seed), size

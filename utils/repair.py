@@ -23,12 +23,12 @@ RATE, BATCH = 1e-4, 100  # of the paper's removal; its 2000 steps are `settings.
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 
 
-def repaired_evidence(examination, tuned, models, arrays, stage, labels_at_once=None):
+def repaired_evidence(examination, tuned, starts, models, arrays, stage, labels_at_once=None):
     """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
 
-    tuned: arrays of pnnir.h5; models: by name, from `examination.models`; arrays: from `utils.controls.measure_controls`.
-    The surest label that evidence convicts is taken to be a backdoor's, as is, on the model repaired of all those so far,
-    the surest that is convicted again.
+    tuned: arrays of pnnir.h5, whose margins were searched from so many `starts`; models: by name, from
+    `examination.models`; arrays: from `utils.controls.measure_controls`. The surest label that evidence convicts is taken
+    to be a backdoor's, as is, on the model repaired of all those so far, the surest that is convicted again.
     """
     settings = examination.settings
     evidence = weighed(relative_ratios(arrays), margin_ratios(tuned, examination.accuracy))
@@ -36,7 +36,7 @@ def repaired_evidence(examination, tuned, models, arrays, stage, labels_at_once=
     surest, *others = sorted(np.flatnonzero(evidence >= enough), key=lambda label: -evidence[label]) or [None]
     known = [surest]
     while others and settings.repair_steps:
-        again = _evidence_without(known, others, examination, tuned, models, arrays, stage, labels_at_once)
+        again = _evidence_without(known, others, examination, tuned, starts, models, arrays, stage, labels_at_once)
         kept[others] = again[others]
         surest, *others = sorted((label for label in others if again[label] >= enough),
                                  key=lambda label: -again[label]) or [None]
@@ -44,32 +44,34 @@ def repaired_evidence(examination, tuned, models, arrays, stage, labels_at_once=
     return kept
 
 
-def _evidence_without(known, others, examination, tuned, models, arrays, stage, labels_at_once):
+def _evidence_without(known, others, examination, tuned, starts, models, arrays, stage, labels_at_once):
     """Evidence on the model repaired of the labels `known`, L: of free patches and margins, as on the examined model."""
-    name = f"repaired-{'+'.join(map(str, known))}"
+    name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
 
     def repair():
-        examination.say(f"unlearning the patches of label {', '.join(map(str, known))}, to see what others keep")
+        examination.say(f"unlearning the patches of {', '.join(map(str, known))}, to see what "
+                        f"{', '.join(map(str, others))} keep")
         network.set_weights(examination.examined.network.get_weights())
         unlearn(network, _patches(known, arrays), examination)
         margins = LargestMargins(model, examination.clean, examination.examined.shape, examination.examined.labels,
-                                 examination.settings.margin_starts, examination.seed)
+                                 starts, examination.seed)
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
+        examination.say(f"clean accuracy {accuracy:.1%} without them")
         return {"weights": weights_of(network), "accuracy": accuracy} | margins()
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
 
     controls = arrays["free_controls"]
-    labels = np.union1d(spread_of(controls["label"], arrays["free"]),
-                        np.intersect1d(others, controls["label"])).astype(int)
+    spread = spread_of(controls["label"], arrays["free"])
+    labels = np.union1d(spread, np.intersect1d(others, controls["label"])).astype(int)
     reconstruct = Reconstructor(PatchTrigger, examination, models | {name: model}, name, stage, labels_at_once)
     free = reconstruct(labels)
-    cheapest_of_starts(free, np.intersect1d(others, labels), reconstruct, examination.settings)
+    cheapest_of_starts(free, labels, reconstruct, examination.settings)
     rows = np.isin(controls["label"], labels)
     ratios = ratios_of(free, {key: array[rows] for key, array in controls.items()})
-    common = usual(ratios.values())
+    common = usual([ratios[label] for label in spread])
     return weighed({label: ratio / common for label, ratio in ratios.items()},
                    margin_ratios(tuned | {"examined": repaired}, examination.accuracy))
 
