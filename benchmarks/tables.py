@@ -178,7 +178,7 @@ def in_words(spec):
 
 def _call(row, mark=""):
     """Ratio (of a filter ASR), margin and evidence of a label, and what is left of it without other labels' backdoors."""
-    first = f"{row.get('ratio', math.nan):.2f}" if "mask_size" in row else f"ASR {row['asr']:.2f}"
+    first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
     return f"{first}, {row.get('margin', math.nan):.2f}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
