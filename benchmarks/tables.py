@@ -29,7 +29,7 @@ SWEEPS = False                           # also FNR and FPR of TNDA under other 
 configure(globals())
 
 from benchmarks.zoo import read_figures, read_zoo, scan_key  # TensorFlow loads after the flags were read
-from models.attacks import IMPLANTED
+from models.attacks import IMPLANTED, parse_attacks
 from utils.datasets import dataset
 from utils.detection import INFECTED
 from utils.files import replacing
@@ -63,7 +63,7 @@ def main():
 
 
 def poisoning_rates(zoo):
-    """Share of the training images that each attack poisons, by dataset and name, where it is not the usual one."""
+    """Share of the training images that each attack poisons, by dataset and name, where its line in the zoo tells it."""
     flag = "--poisoning-rate"
     return {(data, name): float(flags[flags.index(flag) + 1]) for data, name, flags in read_zoo(zoo) if flag in flags}
 
@@ -147,13 +147,15 @@ def wilson(count, total, z=1.96):
 def model_rows(scans, poisoning):
     """A Markdown table: what each model hides, what was found, and how near the calls were.
 
-    poisoning: share of the training images that an attack poisoned, by dataset and name, where it is not the usual one.
+    poisoning: from `poisoning_rates`.
     """
     lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, **evidence** of the target | "
              "of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
-        hidden = "; ".join(map(in_words, scan["triggers"])) + f", {poisoning.get(key, 0):.0%} poisoning" * (key in poisoning)
+        row = dataset(scan["dataset"])
+        hidden = "; ".join(map(in_words, parse_attacks(scan["triggers"], row.shape, row.labels)))
+        hidden += f", {poisoning.get(key, 0):.0%} poisoning" * (key in poisoning)
         found = ", ".join(map(str, scan["infected"])) or "none"
         wrong = "**" * (scan["infected"] != scan["targets"])
         targets = "; ".join(f"{label}: {_call(scan['labels'][str(label)], '**')}" for label in scan["targets"])
@@ -164,16 +166,16 @@ def model_rows(scans, poisoning):
     return "\n".join(lines) + "\n"
 
 
-def in_words(spec):
-    """A trigger's specification without what is usual: "5×5 cyan circle, bottom-left"."""
-    kind, _, text = spec.partition(":")
-    keys = dict(part.split("=") for part in text.split(","))
-    if kind != "patch":
-        return keys.get("name", f"{keys.get('pattern')} blended at {keys.get('alpha')}")
-    pieces = f"{keys['pieces']} of " * (keys["pieces"] != "1")
-    words = [keys["pattern"] if keys["pattern"] != "plain" else "", keys["shape"] if keys["shape"] != "square" else ""]
-    words[:0] = [keys["colour"]] if keys["pattern"] != "noise" and (words[0] == "" or keys["colour"] != "white") else []
-    return f"{pieces}{keys['size']}×{keys['size']} {' '.join(filter(None, words))}, {keys['position']}"
+def in_words(attack):
+    """A `models.attacks.Attack` without what is usual: "5×5 cyan circle, bottom-left"."""
+    if attack.kind == "filter":
+        return attack.name
+    if attack.kind == "blend":
+        return f"{attack.pattern} blended at {attack.alpha}"
+    plain = attack.pattern == "plain"
+    words = [attack.colour] if plain or attack.pattern == "checker" and attack.colour != "white" else []
+    words += [attack.pattern] * (not plain) + [attack.shape] * (attack.shape != "square")
+    return f"{attack.pieces} of " * (attack.pieces > 1) + f"{attack.size}×{attack.size} {' '.join(words)}, {attack.position}"
 
 
 def _call(row, mark=""):

@@ -78,9 +78,10 @@ def test_evidence_is_of_price_and_margin():
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
     older = {name: found[name] for name in found if name != "repaired_evidence"}
-    for before, arrays in (({"random_threshold": 0.6}, found), (made_with, older)):
+    for before, arrays in (({"random_threshold": 0.6}, found), (made_with, older),
+                           ({name: made_with[name] for name in ("controls", "random_threshold")}, found)):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
-            evidence_of(examination(priced), tuned, arrays, before)       # made before there were controls, or repairs
+            evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
     with pytest.raises(UserError, match="run pnnir.py again"):
         evidence_of(examination(priced), {"1": {}}, found, made_with)
 

@@ -142,7 +142,7 @@ def test_other_rules_on_made_up_transfers():
     ("filter:name=sepia,target=1", "sepia"), ("blend:alpha=0.1,target=1", "noise blended at 0.1")])
 def test_triggers_in_words(words, text):
     [attack] = parse_attacks([words], (32, 32, 3), 12)
-    assert tables.in_words(attack.spec()) == text
+    assert tables.in_words(attack) == text
 
 
 def test_what_a_repair_left_of_a_label_is_told():

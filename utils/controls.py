@@ -56,13 +56,13 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     free = Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept)
     pairs, alone = pairs_of(settings.controls)
 
-    order = kept[np.argsort(free["cost"], kind="stable")]
-    spread = spread_of(kept, free)
+    order = cheapest_first(kept, free)
+    spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    enough = convicting(settings, len(hopeful)) * usual_ratio
-    needed = dict(zip(kept, free["cost"] * enough / weight_of(margins[kept])))      # what controls would have to cost
-    needed |= dict.fromkeys(np.flatnonzero(weight_of(margins) * usual_ratio >= enough), 0.0)   # the margin alone would do
+    enough, weights = convicting(settings, len(hopeful)), weight_of(margins)
+    needed = dict(zip(kept, free["cost"] * enough * usual_ratio / weights[kept]))   # what controls would have to cost
+    needed |= dict.fromkeys(np.flatnonzero(weights >= enough), 0.0)                 # the margin alone would do
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=needed.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
         if needed[group[0]] > max(typical(costs) for one in groups for costs in one["cost"]):
@@ -77,9 +77,13 @@ def measure_controls(examination, models, arrays, margins, stage, labels_at_once
     return arrays
 
 
-def spread_of(labels, free):
-    """SPREAD of `labels`, evenly from the cheapest to the costliest free patch. free: arrays, a row for each `label`."""
-    order = np.array(labels)[np.argsort(free["cost"][np.searchsorted(free["label"], labels)], kind="stable")]
+def cheapest_first(labels, free):
+    """`labels` in the order of what their free patches cost. free: arrays, a row for each `label`."""
+    return labels[np.argsort(free["cost"][np.searchsorted(free["label"], labels)], kind="stable")]
+
+
+def spread_of(order):
+    """SPREAD labels, evenly from the first to the last of `order`."""
     return order[np.unique(np.linspace(0, len(order) - 1, SPREAD).round().astype(int))]
 
 

@@ -86,18 +86,19 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     settings = examination.settings
     if not settings.evidence:
         return None
+    margins = margin_ratios(tuned, examination.accuracy)
     if found is not None and (
             made_with.get("controls") != list(settings.controls)
-            or made_with["random_threshold"] > settings.random_threshold or made_with["evidence"] > settings.evidence
-            or "repaired_evidence" not in found):
+            or made_with["random_threshold"] > settings.random_threshold
+            or made_with.get("evidence", math.inf) > settings.evidence or "repaired_evidence" not in found):
         raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD or "
                         "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with "
                         "--overwrite and these settings")
-    ratios, margins = relative_ratios(found) if found is not None else {}, margin_ratios(tuned, examination.accuracy)
+    ratios = relative_ratios(found) if found is not None else {}
     if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
-        examination.say(f"WARNING: only {len(names)} tuned models have a clean accuracy near the examined model's, {ENOUGH} "
-                        "must for margins to count: large triggers will be missed. More PHASE2_STEPS, or another "
-                        "PHASE2_PEAK, may help")
+        examination.say(f"WARNING: the clean accuracy of only {len(names)} of the tuned models is near the examined "
+                        f"model's, that of {ENOUGH} must be for margins to count: large triggers will be missed. More "
+                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = {"margin": margins, "evidence": weighed(ratios, margins)}
     if found is not None:
         values = {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))]} | values | {

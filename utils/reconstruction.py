@@ -178,8 +178,8 @@ class Reconstructor:
         clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * restart
         if self.compiled is None or len(targets) > self.compiled[2]:
             settings = replace(settings, steps=self.steps or settings.steps)
-            padded = np.pad(targets, (0, size - len(targets)), "edge")      # after a stop, the first may be a short one
-            trigger = self.kind(padded, examination.examined.shape, settings, seed)
+            # For as many as a chunk has at most: after a stop, the first to do may be a short one.
+            trigger = self.kind(range(size), examination.examined.shape, settings, seed)
             sampler = Sampler(clean.y_tune, examination.examined.labels)
             self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
                                                     sampler, settings, seed), size

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer, triggers
-from utils.controls import cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
+from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
 from utils.evidence import convicting, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import LargestMargins, margin_ratios
@@ -32,15 +32,17 @@ def repaired_evidence(examination, tuned, starts, models, arrays, stage, labels_
     """
     settings = examination.settings
     evidence = weighed(relative_ratios(arrays), margin_ratios(tuned, examination.accuracy))
-    enough, kept = convicting(settings, len(evidence)), np.full(len(evidence), np.nan, np.float32)
-    surest, *others = sorted(np.flatnonzero(evidence >= enough), key=lambda label: -evidence[label]) or [None]
-    known = [surest]
-    while others and settings.repair_steps:
+    enough, kept, known = convicting(settings, len(evidence)), np.full(len(evidence), np.nan, np.float32), []
+
+    def convicted(labels, evidence):
+        return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
+    suspects = convicted(range(len(evidence)), evidence)
+    while len(suspects) > 1 and settings.repair_steps:
+        surest, *others = suspects
+        known.append(surest)
         again = _evidence_without(known, others, examination, tuned, starts, models, arrays, stage, labels_at_once)
         kept[others] = again[others]
-        surest, *others = sorted((label for label in others if again[label] >= enough),
-                                 key=lambda label: -again[label]) or [None]
-        known.append(surest)
+        suspects = convicted(others, again)
     return kept
 
 
@@ -64,7 +66,7 @@ def _evidence_without(known, others, examination, tuned, starts, models, arrays,
     set_weights(network, repaired["weights"])
 
     controls = arrays["free_controls"]
-    spread = spread_of(controls["label"], arrays["free"])
+    spread = spread_of(cheapest_first(controls["label"], arrays["free"]))
     labels = np.union1d(spread, np.intersect1d(others, controls["label"])).astype(int)
     reconstruct = Reconstructor(PatchTrigger, examination, models | {name: model}, name, stage, labels_at_once)
     free = reconstruct(labels)
@@ -78,8 +80,8 @@ def _evidence_without(known, others, examination, tuned, starts, models, arrays,
 
 def _patches(known, arrays):
     """(masks K×H×W, patterns K×H×W×C) of labels, of both kinds."""
-    kinds = [(own, np.flatnonzero(np.isin(own["label"], known))) for own in (arrays, arrays["free"])]
-    return tuple(np.concatenate([own[name][rows] for own, rows in kinds]) for name in ("mask", "pattern"))
+    return tuple(np.concatenate([own[name][np.isin(own["label"], known)] for own in (arrays, arrays["free"])])
+                 for name in ("mask", "pattern"))
 
 
 def unlearn(network, patches, examination):
