@@ -32,16 +32,17 @@ PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, 
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
+PROBES: int | None = None                # random plain patches that tell how often each label is reached by chance; 0: none
 configure(globals())
 
 from utils import transfer  # TensorFlow loads after the flags were read
+from utils.evidence import sureness_meter
 from utils.examination import examinations, set_weights, weights_of
-from utils.margins import LargestMargins
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, Tuner
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop",
-          "phase2_peak", "augment", "erase", "margin_starts")
+          "phase2_peak", "augment", "erase", "margin_starts", "probes")
 
 
 def main():
@@ -51,12 +52,10 @@ def main():
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue
-            original, starts = weights_of(examined.network), examination.settings.margin_starts
-            margins = dict
-            if starts:
-                margins = LargestMargins(examination.model, clean, examined.shape, examined.labels, starts, SEED)
-            tuner = Tuner(examined, clean, examination.settings)
-            tuned = {"examined": stage.part("examined", margins)} if starts else {}
+            original, settings = weights_of(examined.network), examination.settings
+            measure = sureness_meter(examination, examination.model, settings.margin_starts, settings.probes)
+            tuner = Tuner(examined, clean, settings)
+            tuned = {"examined": stage.part("examined", measure)}
             for number, subset in enumerate(SUBSETS):
                 def make():
                     set_weights(examined.network, original)
@@ -65,7 +64,7 @@ def main():
                     tuner.tune(list(layers.values()), len(subset), 1000 * SEED + number, lambda *at: examination.say(
                         "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
                     accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
-                    return {"weights": weights_of(examined.network), "accuracy": accuracy} | margins()
+                    return {"weights": weights_of(examined.network), "accuracy": accuracy} | measure()
                 tuned[subset] = stage.part(subset, make)
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
             stage.finish(tuned)

@@ -43,8 +43,8 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
+from utils.evidence import sureness_of
 from utils.examination import examinations
-from utils.margins import margin_ratios
 from utils.reconstruction import reconstruct_patches
 from utils.repair import repaired_evidence
 
@@ -62,12 +62,12 @@ def main():
                 continue
             controls = examination.settings.controls
             models = examination.models(tuned, ["examined/123", *controls])
-            margins = margin_ratios(tuned, examination.accuracy) if controls else None
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
-                arrays = measure_controls(examination, models, arrays, margins, stage, LABELS_AT_ONCE)
+                sureness = sureness_of(tuned, examination.accuracy)
+                arrays = measure_controls(examination, models, arrays, sureness, stage, LABELS_AT_ONCE)
                 arrays["repaired_evidence"] = repaired_evidence(
-                    examination, tuned, made_with["margin_starts"], models, arrays, stage, LABELS_AT_ONCE)
+                    examination, tuned, made_with, models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))
             stage.finish(arrays)
             examination.say(f"wrote {stage.path} and {stage.path.with_suffix('.png').name}")

@@ -42,13 +42,13 @@ def measured(monkeypatch):
     return calls
 
 
-def measure(asr, cost=4.0, ratio=2.1, restarts=0, margins=None, **more):
-    """ratio: that convicts where the margin is 1, whatever the number of labels."""
+def measure(asr, cost=4.0, ratio=2.1, restarts=0, sureness=None, **more):
+    """ratio: that convicts where the sureness is 1, whatever the number of labels."""
     settings = replace(Settings(), controls=CONTROLS, evidence=ratio / np.log(len(asr)), restarts=restarts)
-    margins = np.ones(len(asr)) if margins is None else np.array(margins)
+    sureness = np.ones(len(asr)) if sureness is None else np.array(sureness)
     arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
               "asr": np.array(asr)}
-    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, margins, None)
+    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, sureness, None)
 
 
 def test_free_controls_are_of_labels_of_every_cost_and_of_the_cheapest(measured):
@@ -67,8 +67,8 @@ def test_labels_too_costly_to_be_convicted_get_no_free_controls(measured):
     assert set(controls.relative_ratios(found)) == {0, 1, 2, 3, 6}
 
 
-def test_a_large_margin_makes_up_for_a_high_price(measured):
-    found = measure([0.9] * 7, ratio=4.0, margins=[1, 1, 1, 1, 1, 2, 1])       # 6 · 4 · 2.5 / 2² is under 28
+def test_a_large_sureness_makes_up_for_a_high_price(measured):
+    found = measure([0.9] * 7, ratio=4.0, sureness=[1, 1, 1, 1, 1, 4, 1])       # 6 · 4 · 2.5 / 4 is under 28
     np.testing.assert_array_equal(found["free_controls"]["label"][3:], [1, 5])
 
 

@@ -56,7 +56,7 @@ def examination(settings):
     return SimpleNamespace(settings=settings, accuracy=0.9)
 
 
-def test_evidence_is_of_price_and_margin():
+def test_evidence_is_of_price_margin_and_probes():
     priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5)
     made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5}
     one, labels = np.ones(3), np.arange(3)
@@ -67,12 +67,15 @@ def test_evidence_is_of_price_and_margin():
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
              (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]),
               ("12", [2.0, 2.0, 2.0]))}
+    # Of each label's two probes one sends images to it: of label 1 a fifth on the examined model and none on tuned ones.
+    for name, one in tuned.items():
+        one["probe_hits"] = np.array([[0, 4 * (name == "examined"), 0], [0, 0, 0]], np.uint8)
+    probe = pytest.approx(np.sqrt((0.2**2 / 2 + 0.01**2) / 0.01**2), rel=1e-5)
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
-    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "evidence": 0.25}
-    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "evidence": pytest.approx(19.2)}
-    assert [row["evidence"] for row in evidence_of(examination(priced), tuned)] == [1.0, 0.25, 4.0]     # of filters
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
+    assert fields[1] == {"margin": 0.5, "probe": probe, "evidence": pytest.approx(0.25 * fields[1]["probe"], rel=1e-5)}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(19.2)}
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
     for change in ({"evidence": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
@@ -82,8 +85,11 @@ def test_evidence_is_of_price_and_margin():
                            ({name: made_with[name] for name in ("controls", "random_threshold")}, found)):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
-    with pytest.raises(UserError, match="run pnnir.py again"):
-        evidence_of(examination(priced), {"1": {}}, found, made_with)
+    unprobed = {name: {key: one[key] for key in one if key != "probe_hits"} for name, one in tuned.items()}
+    for missing in ({"1": {}}, {"examined": {}}, unprobed):
+        with pytest.raises(UserError, match="run pnnir.py again"):
+            evidence_of(examination(priced), missing, found, made_with)
+    assert [row["evidence"] for row in evidence_of(examination(priced), unprobed)] == [1.0, 0.25, 4.0]     # of filters
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

@@ -16,12 +16,12 @@ from utils.datasets import Settings
 def convicted(monkeypatch):
     """The evidence that labels keep, given what they have and what they have on each repaired model."""
     def kept(evidence, without, **settings):
-        monkeypatch.setattr(repair, "weighed", lambda ratios, margins: np.array(evidence))
+        monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
-        monkeypatch.setattr(repair, "margin_ratios", lambda tuned, accuracy: None)
+        monkeypatch.setattr(repair, "sureness_of", lambda tuned, accuracy: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
-        return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, 1, {}, {}, None)
+        return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, None)
     return kept
 
 
@@ -68,17 +68,24 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
     examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None,
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1))
-    monkeypatch.setattr(repair, "margin_ratios", lambda tuned, accuracy: np.array([1.0, 2.0, 1.0, 3.0, 1.0]))
+    measured_with = {"margin_starts": 1, "probes": 7}
+
+    def sureness(tuned, accuracy):
+        assert tuned["examined"]["probe_hits"].shape == (7, 5) and tuned["examined"]["largest_margins"].shape == (5,)
+        return np.array([1.0, 4.0, 1.0, 9.0, 1.0])
+    monkeypatch.setattr(repair, "sureness_of", sureness)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
            "pattern": np.ones((5, 2, 2, 1))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}
-    found = repair._evidence_without([2], [1, 3], examination, {}, 1, {}, arrays, SimpleNamespace(part=part), None)
+    found = repair._evidence_without([2], [1, 3], examination, {}, measured_with, {}, arrays,
+                                     SimpleNamespace(part=part), None)
     # The spread of the labels with controls are 2, 1 or 4, and 0; ratios are 2, of label 1 it is 8, so 2 is usual.
     np.testing.assert_allclose(found[[0, 1, 2]], [1, 4 * 2**2, 1])
-    assert found[3] == 9                                        # no controls: by its margin alone
+    assert found[3] == 9                                        # no controls: by its sureness alone
     assert [number for _, number in asked] == [0, 1] and asked[0][0] == asked[1][0] and set(parts) == {"repaired-1-2"}
     # A label without controls, alone: what is usual is measured all the same.
-    assert repair._evidence_without([2], [3], examination, {}, 1, {}, arrays, SimpleNamespace(part=part), None)[3] == 9
+    assert repair._evidence_without([2], [3], examination, {}, measured_with, {}, arrays,
+                                    SimpleNamespace(part=part), None)[3] == 9
 
 
 def test_a_trigger_is_unlearned_and_the_labels_are_kept():

@@ -14,9 +14,10 @@ import numpy as np
 from utils import transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, weighed
+from utils.evidence import convicting, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import ENOUGH, margin_ratios, relearned
+from utils.probes import probe_ratios
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -77,10 +78,11 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found=None, made_with=None):
-    """Each label's JSON fields `margin`, `evidence`, of some `ratio`, `repaired_evidence`; None where no evidence decides.
+    """Each label's JSON fields `margin`, `evidence`, and of patches `probe`; of some labels `ratio`, `repaired_evidence`.
 
-    tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; none for filters, which have
-    no price. A ratio that was not measured, since the label could not be convicted by it, counts as 1.
+    None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
+    potential_triggers.h5; none for filters, which have no price. A ratio that was not measured, since it could not convict
+    the label, counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings = examination.settings
@@ -97,12 +99,13 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     ratios = relative_ratios(found) if found is not None else {}
     if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
         examination.say(f"WARNING: the clean accuracy of only {len(names)} of the tuned models is near the examined "
-                        f"model's, that of {ENOUGH} must be for margins to count: large triggers will be missed. More "
-                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
-    values = {"margin": margins, "evidence": weighed(ratios, margins)}
+                        f"model's, that of {ENOUGH} must be for margins and probes to count: large triggers will be "
+                        "missed. More PHASE2_STEPS, or another PHASE2_PEAK, may help")
+    values = {"margin": margins,
+              "evidence": weighed(ratios, sureness_of(tuned, examination.accuracy, patch=found is not None))}
     if found is not None:
-        values = {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))]} | values | {
-            "repaired_evidence": found["repaired_evidence"]}
+        values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))],
+                   "probe": probe_ratios(tuned, examination.accuracy), "repaired_evidence": found["repaired_evidence"]}
     return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
             for label in range(len(margins))]
 
@@ -144,8 +147,10 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              f"infected from an evidence of {enough:.2f} up: "
-              + ("ratio × margin²" if priced else "margin²; or where the matrix reaches the label and transfers nowhere"))
+              + "probe: how much oftener random plain patches lead to the label than on tuned models, likewise\n" * priced
+              + f"infected from an evidence of {enough:.2f} up: "
+              + ("ratio × margin² × probe" if priced else
+                 "margin²; or where the matrix reaches the label and transfers nowhere"))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
@@ -170,7 +175,8 @@ def _costs(found):
 def _table(labels, infected):
     sized, priced, weighed = (name in labels["0"] for name in ("mask_size", "cost", "evidence"))
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
-             + "   cost control   free control  ratio" * priced + " margin evidence" * weighed + "  decision"]
+             + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * priced
+             + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -178,7 +184,7 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) if priced else ()
-        for name, width in columns + ((("margin", 7), ("evidence", 9)) if weighed else ()):
+        for name, width in columns + ((("margin", 7), *(("probe", 7),) * priced, ("evidence", 9)) if weighed else ()):
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

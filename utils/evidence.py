@@ -1,25 +1,51 @@
-"""What the default convicts a label by: its price and its margin, each held against models without the backdoor.
+"""What the default convicts a label by: its price, its margin and its probes, each held against models without the backdoor.
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; the margin
-(utils/margins.py) of large ones and of filters. What moves the one on a clean label hardly moves the other, so that their
-product sets targets apart where each alone does not (results/README.md). A price that was not measured counts as 1.
+(utils/margins.py) of large ones and of filters; probes (utils/probes.py) of large ones and of forgiving ones. What moves
+one of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
+(results/README.md). A price that was not measured counts as 1.
 """
 
 import math
 
 import numpy as np
 
+from utils.margins import LargestMargins, margin_ratios
+from utils.probes import Probes, probe_ratios
+
 LEAST = 2.3              # no evidence under it convicts, however few the labels: of so few the usual is uncertain
 
 
-def weight_of(margins):
-    """What a label's margin ratio counts beside its price ratio: both spread about as much over clean labels then."""
-    return margins ** 2
+def sureness_meter(examination, model, starts, probes):
+    """A function that measures what pnnir.h5 holds, beside weights, of how surely a model can be led to each label.
+
+    model: function from images in [0, 1] to logits, whose weights may change between calls; starts, probes: how many, 0 of
+    either for none. Each call returns the arrays of `LargestMargins` and of `Probes`.
+    """
+    examined, clean = examination.examined, examination.clean
+    meters = []
+    if starts:
+        meters.append(LargestMargins(model, clean, examined.shape, examined.labels, starts, examination.seed))
+    if probes:
+        meters.append(Probes(model, clean, examined.shape, examined.labels, probes, examination.seed))
+    return lambda: {name: array for meter in meters for name, array in meter().items()}
 
 
-def weighed(ratios, margins):
-    """The evidence of every label, L. ratios: label → price ratio, those that were measured; margins: L."""
-    return np.array([ratios.get(label, 1.0) for label in range(len(margins))]) * weight_of(np.asarray(margins, float))
+def sureness_of(tuned, accuracy, patch=True):
+    """How surely each label is reached on the examined model beside the tuned ones, in units of its price ratio, L.
+
+    By its margin, and for a `patch` by its probes, too.
+
+    tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Margins are squared: they spread about as much
+    over clean labels then as the others. Raises UserError where pnnir.py left margins out.
+    """
+    squared = margin_ratios(tuned, accuracy).astype(float) ** 2
+    return squared * probe_ratios(tuned, accuracy) if patch else squared
+
+
+def weighed(ratios, sureness):
+    """The evidence of every label, L. ratios: label → price ratio, those that were measured; sureness: L."""
+    return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
 def convicting(settings, labels):

@@ -86,7 +86,7 @@ def margin_ratios(tuned, accuracy):
     Ones where fewer than ENOUGH tuned models have RELEARNED the labels: what was not measured counts as usual.
     Raises UserError where pnnir.py left margins out.
     """
-    if "examined" not in tuned:
+    if "largest_margins" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
     names = relearned(tuned, accuracy)
     if len(names) < ENOUGH:

@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
-from utils.evidence import convicting, weighed
+from utils.evidence import convicting, sureness_meter, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
-from utils.margins import LargestMargins, margin_ratios
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -23,15 +22,15 @@ RATE, BATCH = 1e-4, 100  # of the paper's removal; its 2000 steps are `settings.
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 
 
-def repaired_evidence(examination, tuned, starts, models, arrays, stage, labels_at_once=None):
+def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
     """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
 
-    tuned: arrays of pnnir.h5, whose margins were searched from so many `starts`; models: by name, from
-    `examination.models`; arrays: from `utils.controls.measure_controls`. The surest label that evidence convicts is taken
-    to be a backdoor's, as is, on the model repaired of all those so far, the surest that is convicted again.
+    tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
+    `utils.controls.measure_controls`. The surest label that evidence convicts is taken to be a backdoor's, as is, on the
+    model repaired of all those so far, the surest that is convicted again.
     """
     settings = examination.settings
-    evidence = weighed(relative_ratios(arrays), margin_ratios(tuned, examination.accuracy))
+    evidence = weighed(relative_ratios(arrays), sureness_of(tuned, examination.accuracy))
     enough, kept, known = convicting(settings, len(evidence)), np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
@@ -40,28 +39,27 @@ def repaired_evidence(examination, tuned, starts, models, arrays, stage, labels_
     while len(suspects) > 1 and settings.repair_steps:
         surest, *others = suspects
         known.append(surest)
-        again = _evidence_without(known, others, examination, tuned, starts, models, arrays, stage, labels_at_once)
+        again = _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once)
         kept[others] = again[others]
         suspects = convicted(others, again)
     return kept
 
 
-def _evidence_without(known, others, examination, tuned, starts, models, arrays, stage, labels_at_once):
-    """Evidence on the model repaired of the labels `known`, L: of free patches and margins, as on the examined model."""
+def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
+    """Evidence on the model repaired of the labels `known`, L: of free patches, margins, probes, as on the examined one."""
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
+    measure = sureness_meter(examination, model, made_with["margin_starts"], made_with["probes"])
 
     def repair():
         examination.say(f"unlearning the patches of {', '.join(map(str, known))}, to see what "
                         f"{', '.join(map(str, others))} keep")
         network.set_weights(examination.examined.network.get_weights())
         unlearn(network, _patches(known, arrays), examination)
-        margins = LargestMargins(model, examination.clean, examination.examined.shape, examination.examined.labels,
-                                 starts, examination.seed)
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
         examination.say(f"clean accuracy {accuracy:.1%} without them")
-        return {"weights": weights_of(network), "accuracy": accuracy} | margins()
+        return {"weights": weights_of(network), "accuracy": accuracy} | measure()
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
 
@@ -75,7 +73,7 @@ def _evidence_without(known, others, examination, tuned, starts, models, arrays,
     ratios = ratios_of(free, {key: array[rows] for key, array in controls.items()})
     common = usual([ratios[label] for label in spread])
     return weighed({label: ratio / common for label, ratio in ratios.items()},
-                   margin_ratios(tuned | {"examined": repaired}, examination.accuracy))
+                   sureness_of(tuned | {"examined": repaired}, examination.accuracy))
 
 
 def _patches(known, arrays):
