@@ -149,7 +149,8 @@ def model_rows(scans, poisoning):
 
     poisoning: from `poisoning_rates`.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, **evidence** of the target | "
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, of patches probe, "
+             "**evidence** of the target | "
              "of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
@@ -179,10 +180,11 @@ def in_words(attack):
 
 
 def _call(row, mark=""):
-    """Ratio (of a filter ASR), margin and evidence of a label, and what is left of it without other labels' backdoors."""
+    """Ratio (of a filter ASR), margin, probe, evidence of a label, and what is left without other labels' backdoors."""
     first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
-    return f"{first}, {row.get('margin', math.nan):.2f}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
+    probe = f", {row['probe']:.2f}" if "probe" in row else ""
+    return f"{first}, {row.get('margin', math.nan):.2f}{probe}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
 def separation(scans):
@@ -215,6 +217,8 @@ def statistics(row):
         found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
                   "free controls to the free patch": row["free_control"] / row["free_cost"],
                   "ratio": row["ratio"]}
+    if "probe" in row:
+        found |= {"probe": row["probe"]}
     if "margin" in row:
         found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found

@@ -16,7 +16,7 @@ from utils.margins import ENOUGH, relearned
 
 IMAGES = 20              # images that each probe is pasted on: many probes on few tell more than few on many
 SIDES = (0.1, 0.5)       # of a probe, as shares of the image's shorter side
-BEYOND = 0.125           # of the image: as far over the border a place may fall, and is moved to it: triggers are often there
+BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 FLOOR = 0.01             # share of images that counts as chance
 
