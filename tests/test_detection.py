@@ -69,8 +69,8 @@ def test_evidence_is_of_price_margin_and_probes():
               ("12", [2.0, 2.0, 2.0]))}
     # Of each label's two probes one sends images to it: of label 1 a fifth on the examined model and none on tuned ones.
     for name, one in tuned.items():
-        one["probe_hits"] = np.array([[0, 4 * (name == "examined"), 0], [0, 0, 0]], np.uint8)
-    probe = pytest.approx(np.sqrt((0.2**2 / 2 + 0.01**2) / 0.01**2), rel=1e-5)
+        one["probe_shares"] = np.array([[0, 0.2 * (name == "examined"), 0], [0, 0, 0]], np.float16)
+    probe = pytest.approx(np.sqrt((0.2**2 / 2 + 0.01**2) / 0.01**2), rel=1e-3)
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
@@ -85,7 +85,7 @@ def test_evidence_is_of_price_margin_and_probes():
                            ({name: made_with[name] for name in ("controls", "random_threshold")}, found)):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
-    unprobed = {name: {key: one[key] for key in one if key != "probe_hits"} for name, one in tuned.items()}
+    unprobed = {name: {key: one[key] for key in one if key != "probe_shares"} for name, one in tuned.items()}
     for missing in ({"1": {}}, {"examined": {}}, unprobed):
         with pytest.raises(UserError, match="run pnnir.py again"):
             evidence_of(examination(priced), missing, found, made_with)

@@ -44,39 +44,40 @@ def clean():
     return SimpleNamespace(x_measure=random.integers(100, 150, (9, *SHAPE)).astype(np.uint8), y_measure=np.arange(9) % 3)
 
 
-def test_hits_are_of_images_of_other_labels(clean, monkeypatch):
+def test_shares_are_of_images_of_other_labels(clean, monkeypatch):
     """A model that says 2 where the upper left pixel is far from grey, else 1."""
     def model(images):
         changed = tf.reduce_any(tf.abs(images[:, 0, 0] - 0.5) > 0.2, axis=-1)
         return tf.where(changed[:, None], [[0.0, 0.0, 1.0]], [[0.0, 1.0, 0.0]])
-    found = Probes(model, clean, SHAPE, 3, 50, 0)()["probe_hits"]
-    assert found.shape == (50, 3) and found.dtype == np.uint8 and found.max() <= IMAGES and not found[:, 0].any()
+    found = Probes(model, clean, SHAPE, 3, 50, 0)()["probe_shares"]
+    assert found.shape == (50, 3) and found.dtype == np.float16 and found.max() <= 1 and not found[:, 0].any()
     for number in range(50):
         mask, pattern = draw(0, number, SHAPE)
         label = 2 if mask[0, 0] and (abs(pattern[0, 0] - 0.5) > 0.2).any() else 1
-        assert found[number, label] > 0 and found[number, 3 - label] == 0
+        own = clean.y_measure[np.random.default_rng([0, 1, number]).integers(9, size=IMAGES)]
+        assert found[number, label] == pytest.approx(np.mean(own != label), abs=1e-3) and found[number, 3 - label] == 0
     assert 0 < np.count_nonzero(found[:, 2]) < 25
-    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda shape: 45)        # two probes at a time
-    np.testing.assert_array_equal(Probes(model, clean, SHAPE, 3, 50, 0)()["probe_hits"], found)
-    assert (Probes(model, clean, SHAPE, 3, 50, 1)()["probe_hits"] != found).any()
+    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda shape: 25)        # two probes at a time
+    np.testing.assert_array_equal(Probes(model, clean, SHAPE, 3, 50, 0)()["probe_shares"], found)
+    assert (Probes(model, clean, SHAPE, 3, 50, 1)()["probe_shares"] != found).any()
 
 
-def hits(*rows, accuracy=0.9):
-    return {"probe_hits": np.array(rows, np.uint8), "accuracy": accuracy}
+def shares(*rows, accuracy=0.9):
+    return {"probe_shares": np.array(rows, np.float16), "accuracy": accuracy}
 
 
 def test_a_ratio_is_of_what_exceeds_the_tuned_models(monkeypatch):
     # Label 0: as on the tuned models. 1: half of the images of one probe, on the examined model alone. 2: fewer than there.
-    examined, tuned = hits([4, 10, 0], [0, 0, 0]), hits([4, 0, 8], [0, 0, 0])
+    examined, tuned = shares([0.2, 0.5, 0], [0, 0, 0]), shares([0.2, 0, 0.4], [0, 0, 0])
     found = probe_ratios({"examined": examined} | dict.fromkeys(SUBSETS, tuned), 0.9)
     np.testing.assert_allclose(found, [1, np.sqrt(0.5**2 / 2 + FLOOR**2) / FLOOR, 1], rtol=1e-5)
     # Where tuned models differ among themselves, a difference counts for less.
-    restless = {name: hits([4, 10 * (name == "1"), 8], [0, 0, 0]) for name in SUBSETS}
+    restless = {name: shares([0.2, 0.5 * (name == "1"), 0.4], [0, 0, 0]) for name in SUBSETS}
     assert 1 < probe_ratios({"examined": examined} | restless, 0.9)[1] < found[1] / 1.2
 
 
 def test_tuned_models_that_did_not_relearn_do_not_count():
-    examined, right, wrong = hits([4, 10, 0]), hits([4, 0, 8]), hits([20, 20, 20], accuracy=0.3)
+    examined, right, wrong = shares([0.2, 0.5, 0]), shares([0.2, 0, 0.4]), shares([1, 1, 1], accuracy=0.3)
     tuned = {"examined": examined} | dict.fromkeys(SUBSETS, right)
     np.testing.assert_allclose(probe_ratios(tuned | dict.fromkeys(SUBSETS[:3], wrong), 0.9), probe_ratios(tuned, 0.9))
     np.testing.assert_array_equal(probe_ratios(tuned | dict.fromkeys(SUBSETS[:4], wrong), 0.9), np.ones(3))

@@ -71,7 +71,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     measured_with = {"margin_starts": 1, "probes": 7}
 
     def sureness(tuned, accuracy):
-        assert tuned["examined"]["probe_hits"].shape == (7, 5) and tuned["examined"]["largest_margins"].shape == (5,)
+        assert tuned["examined"]["probe_shares"].shape == (7, 5) and tuned["examined"]["largest_margins"].shape == (5,)
         return np.array([1.0, 4.0, 1.0, 9.0, 1.0])
     monkeypatch.setattr(repair, "sureness_of", sureness)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),

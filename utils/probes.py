@@ -14,7 +14,7 @@ from utils import transfer, triggers
 from utils.config import UserError
 from utils.margins import ENOUGH, relearned
 
-IMAGES = 20              # images that each probe is pasted on: many probes on few tell more than few on many
+IMAGES = 10              # images that each probe is pasted on: many probes on few tell more than few on many
 SIDES = (0.1, 0.5)       # of a probe, as shares of the image's shorter side
 BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
@@ -32,12 +32,12 @@ class Probes:
         self.model, self.clean, self.shape, self.labels, self.count, self.seed = model, clean, shape, labels, count, seed
 
     def __call__(self):
-        """`probe_hits`: of the IMAGES of each probe, how many of other labels the model gives each label; uint8 P×L."""
+        """`probe_shares`: of the IMAGES of each probe, the share of other labels that the model gives each label; P×L."""
         together = max(1, transfer.batch_size(self.shape) // IMAGES)
-        return {"probe_hits": np.concatenate([self._hits(range(first, min(first + together, self.count)))
-                                              for first in range(0, self.count, together)])}
+        return {"probe_shares": np.concatenate([self._shares(range(first, min(first + together, self.count)))
+                                                for first in range(0, self.count, together)])}
 
-    def _hits(self, numbers):
+    def _shares(self, numbers):
         x, y = self.clean.x_measure, self.clean.y_measure
         chosen = np.stack([np.random.default_rng([self.seed, 1, number]).integers(len(x), size=IMAGES)
                            for number in numbers])
@@ -45,8 +45,8 @@ class Probes:
         masks, patterns = (np.stack(parts)[:, None] for parts in drawn)
         attached = triggers.attach(tf.cast(x[chosen], tf.float32) / 255.0, masks[..., None], patterns)
         found = transfer.logits_of(self.model, tf.reshape(attached, (-1, *self.shape))).argmax(1).reshape(chosen.shape)
-        return np.stack([np.bincount(labels[labels != own], minlength=self.labels)
-                         for labels, own in zip(found, y[chosen])]).astype(np.uint8)
+        return np.stack([np.bincount(labels[labels != own], minlength=self.labels) / IMAGES
+                         for labels, own in zip(found, y[chosen])]).astype(np.float16)
 
 
 def draw(seed, number, shape):
@@ -85,12 +85,12 @@ def probe_ratios(tuned, accuracy):
     labels answer to chance more than others on any model. As a multiple of the labels' median. Ones where fewer than ENOUGH
     tuned models have relearned the labels (utils/margins.py). Raises UserError where pnnir.py left probes out.
     """
-    if "probe_hits" not in tuned.get("examined", {}):
+    if "probe_shares" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no probes: run pnnir.py again with --overwrite and PROBES of 1 or more")
     names = relearned(tuned, accuracy)
     if len(names) < ENOUGH:
-        return np.ones(tuned["examined"]["probe_hits"].shape[1], np.float32)
-    shares = {name: tuned[name]["probe_hits"] / np.float32(IMAGES) for name in ("examined", *names)}
+        return np.ones(tuned["examined"]["probe_shares"].shape[1], np.float32)
+    shares = {name: tuned[name]["probe_shares"].astype(np.float32) for name in ("examined", *names)}
 
     def excess(name):
         others = np.mean([shares[other] for other in names if other != name], axis=0)
