@@ -38,7 +38,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)
     monkeypatch.setattr(controls, "SPREAD", 3)
-    monkeypatch.setattr(evidence, "LEAST", 0.0)
+    monkeypatch.setattr(evidence, "FEW", 1)
     return calls
 
 

@@ -47,9 +47,8 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 
 def test_more_labels_ask_for_more_evidence():
-    settings = replace(TNDA, evidence=1.0)
-    assert convicting(settings, 100) == pytest.approx(np.log(100))
-    assert convicting(settings, 5) == convicting(settings, 2) == 2.3
+    assert convicting(1.5, 100) == pytest.approx(1.5 * np.log(100))
+    assert convicting(1.5, 5) == convicting(1.5, 2) == pytest.approx(1.5 * np.log(10))
 
 
 def examination(settings):
@@ -57,7 +56,7 @@ def examination(settings):
 
 
 def test_evidence_is_of_price_margin_and_probes():
-    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5)
+    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5, filter_evidence=1.0)
     made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5}
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),

@@ -60,7 +60,7 @@ def measure_controls(examination, models, arrays, sureness, stage, labels_at_onc
     spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    enough = convicting(settings, len(hopeful))
+    enough = convicting(settings.evidence, len(hopeful))
     needed = dict(zip(kept, free["cost"] * enough * usual_ratio / sureness[kept]))   # what controls would have to cost
     needed |= dict.fromkeys(np.flatnonzero(sureness >= enough), 0.0)                 # margin and probes would do
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=needed.get)

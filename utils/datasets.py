@@ -69,9 +69,10 @@ class Settings:
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
-    # With margins and controls: infected from so much evidence up (`utils.evidence`), in units of the natural logarithm of
-    # the number of labels.
+    # With controls, margins and probes: infected from so much evidence up (`utils.evidence`), in units of the natural
+    # logarithm of the number of labels; of a filter, for which margins alone are evidence, from so much.
     evidence: float = 0.0
+    filter_evidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,11 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Chosen on 27 validation models and test models retired for it (results/README.md). With 12 labels it comes to 2.48,
-    # where clean labels end at 2.11 and targets begin at 2.69; with 43 to 3.76, where they end at 3.31 and begin at 6.63.
-    evidence=1.0,
+    # Chosen on validation models and test models retired for it (results/README.md). With 12 labels it comes to 3.7: labels
+    # of clean models end at 3.2, all but one at 2.2; targets begin at 6.0, but for a 16×16 patch of checks at 2.6. With 43
+    # it comes to 5.6: labels of a clean model end at 3.0, those of backdoored ones at 5.8, targets begin at 8.3.
+    evidence=1.5,
+    filter_evidence=1.0,       # 2.5 with 12 labels, where clean labels end at 2.05, 3.8 with 43, where they end at 2.5
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

@@ -86,7 +86,7 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings = examination.settings
-    if not settings.evidence:
+    if not (settings.filter_evidence if found is None else settings.evidence):
         return None
     margins = margin_ratios(tuned, examination.accuracy)
     if found is not None and (
@@ -116,7 +116,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
     masks: preserved masks of patches. evidence: from `evidence_of`; without it TNDA decides alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
-    labels, enough = {}, convicting(settings, len(found["asr"]))
+    labels = {}
+    enough = convicting(settings.filter_evidence if masks is None else settings.evidence, len(found["asr"]))
     priced = evidence is not None and "free" in found
     costs = _costs(found) if priced else defaultdict(dict)
     for label, asr in enumerate(found["asr"]):

@@ -13,7 +13,7 @@ import numpy as np
 from utils.margins import LargestMargins, margin_ratios
 from utils.probes import Probes, probe_ratios
 
-LEAST = 2.3              # no evidence under it convicts, however few the labels: of so few the usual is uncertain
+FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
 def sureness_meter(examination, model, starts, probes):
@@ -48,9 +48,9 @@ def weighed(ratios, sureness):
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
-def convicting(settings, labels):
-    """The evidence that convicts a label of a model of so many: `settings.evidence` times ln(labels), not under LEAST.
+def convicting(evidence, labels):
+    """The evidence that convicts a label of a model of so many: `evidence` of the settings times ln(labels), FEW at least.
 
     The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail.
     """
-    return max(LEAST, settings.evidence * math.log(labels))
+    return evidence * math.log(max(FEW, labels))

@@ -31,7 +31,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     evidence = weighed(relative_ratios(arrays), sureness_of(tuned, examination.accuracy))
-    enough, kept, known = convicting(settings, len(evidence)), np.full(len(evidence), np.nan, np.float32), []
+    enough, kept, known = convicting(settings.evidence, len(evidence)), np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
