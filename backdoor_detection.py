@@ -30,13 +30,15 @@ MEASURED_IMAGES: int | None = None       # images of other labels behind each AS
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
 EVIDENCE: float | None = None            # times ln(labels): the evidence of controls, margins, probes that convicts a label
+UNPROBED_EVIDENCE: float | None = None   # the same where too few tuned models know the labels for probes to count
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence")
+FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence",
+          "unprobed_evidence")
 
 
 def main():

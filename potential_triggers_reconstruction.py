@@ -36,6 +36,7 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and n
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
 REPAIR_STEPS: int | None = None          # steps that unlearn the surest labels' patches, to see what others keep; 0: none
 EVIDENCE: float | None = None            # as in backdoor_detection.py: labels too costly for it get no controls
+UNPROBED_EVIDENCE: float | None = None   # the same where no probes count
 SCREEN_SHARE: float | None = None        # of many labels, those that go on after a first round; 1: all, without that round
 SCREEN_STEPS: int | None = None          # steps of that first round
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
@@ -43,14 +44,14 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
-from utils.evidence import sureness_of
+from utils.evidence import ratios_needed
 from utils.examination import examinations
 from utils.reconstruction import reconstruct_patches
 from utils.repair import repaired_evidence
 
 FIELDS = ("steps", "trigger_rate", "images_per_label", "mask_gain", "mask_centre", "mask_start", "noise_weight",
           "clean_mass", "pixel_price", "price_ramp", "adam_kept", "random_threshold", "measured_images", "controls",
-          "evidence", "restarts", "repair_steps", "screen_share", "screen_steps")
+          "evidence", "unprobed_evidence", "restarts", "repair_steps", "screen_share", "screen_steps")
 
 
 def main():
@@ -64,8 +65,8 @@ def main():
             models = examination.models(tuned, ["examined/123", *controls])
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
-                sureness = sureness_of(tuned, examination.accuracy)
-                arrays = measure_controls(examination, models, arrays, sureness, stage, LABELS_AT_ONCE)
+                needed = ratios_needed(examination.settings, tuned, examination.accuracy)
+                arrays = measure_controls(examination, models, arrays, needed, stage, LABELS_AT_ONCE)
                 arrays["repaired_evidence"] = repaired_evidence(
                     examination, tuned, made_with, models, arrays, stage, LABELS_AT_ONCE)
             pictures.write(stage.path.with_suffix(".png"), pictures.trigger_sheet(arrays))

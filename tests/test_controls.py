@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import controls, evidence
+from utils import controls
 from utils.datasets import Settings
 
 CONTROLS = ("123/examined", "23/123", "123", "12")
@@ -38,17 +38,16 @@ def measured(monkeypatch):
     monkeypatch.setattr(controls, "Reconstructor", Made)
     monkeypatch.setattr(controls, "GROUP", 2)
     monkeypatch.setattr(controls, "SPREAD", 3)
-    monkeypatch.setattr(evidence, "FEW", 1)
     return calls
 
 
 def measure(asr, cost=4.0, ratio=2.1, restarts=0, sureness=None, **more):
-    """ratio: that convicts where the sureness is 1, whatever the number of labels."""
-    settings = replace(Settings(), controls=CONTROLS, evidence=ratio / np.log(len(asr)), restarts=restarts)
-    sureness = np.ones(len(asr)) if sureness is None else np.array(sureness)
+    """ratio: that convicts where the sureness is 1."""
+    settings = replace(Settings(), controls=CONTROLS, restarts=restarts)
+    needed = ratio / (np.ones(len(asr)) if sureness is None else np.array(sureness))
     arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
               "asr": np.array(asr)}
-    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, sureness, None)
+    return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, needed, None)
 
 
 def test_free_controls_are_of_labels_of_every_cost_and_of_the_cheapest(measured):

@@ -10,7 +10,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
                              weigh)
-from utils.evidence import convicting
+from utils.evidence import convicting, ratios_needed
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -47,17 +47,19 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 
 def test_more_labels_ask_for_more_evidence():
-    assert convicting(1.5, 100) == pytest.approx(1.5 * np.log(100))
-    assert convicting(1.5, 5) == convicting(1.5, 2) == pytest.approx(1.5 * np.log(10))
+    settings = replace(TNDA, evidence=1.5, unprobed_evidence=1.2)
+    assert convicting(settings, 100, probed=True) == pytest.approx(1.5 * np.log(100))
+    assert convicting(settings, 5, True) == convicting(settings, 2, True) == pytest.approx(1.5 * np.log(10))
+    assert convicting(settings, 100, probed=False) == pytest.approx(1.2 * np.log(100))
 
 
 def examination(settings):
-    return SimpleNamespace(settings=settings, accuracy=0.9)
+    return SimpleNamespace(settings=settings, accuracy=0.9, say=lambda text: None)
 
 
 def test_evidence_is_of_price_margin_and_probes():
-    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5, filter_evidence=1.0)
-    made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5}
+    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5, unprobed_evidence=1.0)
+    made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5, "unprobed_evidence": 1.0}
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
              "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
@@ -75,8 +77,17 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
     assert fields[1] == {"margin": 0.5, "probe": probe, "evidence": pytest.approx(0.25 * fields[1]["probe"], rel=1e-5)}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(19.2)}
+    needed = ratios_needed(priced, tuned, 0.9)
+    assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / fields[1]["evidence"])
+    # Fewer than four tuned models know the labels: nothing but the price counts, and less of it convicts.
+    tuned["12"]["accuracy"] = 0.3
+    fields = evidence_of(examination(priced), tuned, found, made_with)
+    assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
+    np.testing.assert_allclose(ratios_needed(priced, tuned, 0.9), np.log(10))
+    tuned["12"]["accuracy"] = 0.9
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
-    for change in ({"evidence": 1.4}, {"random_threshold": 0.5}, {"controls": ("123/examined",)}):
+    for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},
+                   {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
     older = {name: found[name] for name in found if name != "repaired_evidence"}

@@ -20,6 +20,7 @@ def convicted(monkeypatch):
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
         monkeypatch.setattr(repair, "sureness_of", lambda tuned, accuracy: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
+        monkeypatch.setattr(repair, "probes_count", lambda tuned, accuracy: True)
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
         return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, None)
     return kept

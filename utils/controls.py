@@ -12,7 +12,6 @@ import functools
 
 import numpy as np
 
-from utils.evidence import convicting
 from utils.reconstruction import PatchTrigger, Reconstructor
 
 OWN, FREE = "examined/123", "examined"
@@ -22,10 +21,10 @@ USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targ
 SUSPICIOUS = 1.3         # times the usual, of the free patch alone: for labels under it the patch proper would tell no more
 
 
-def measure_controls(examination, models, arrays, sureness, stage, labels_at_once=None):
+def measure_controls(examination, models, arrays, needed, stage, labels_at_once=None):
     """The patches with restarts of the suspicious labels', the free patches, and what the controls of both cost.
 
-    models: by name, from `examination.models`; arrays: of the patches, labels × …; sureness: L, from `sureness_of`. Free
+    models: by name, from `examination.models`; arrays: of the patches, labels × …; needed: L, from `ratios_needed`. Free
     patches are made for every label; controls of these for labels SPREAD over the order of their cost, and for others until
     what is left could not be convicted at the highest control measured. Labels whose ratio of these is SUSPICIOUS get
     controls of the patch proper. A label that has controls is started again `settings.restarts` times and keeps its
@@ -60,12 +59,11 @@ def measure_controls(examination, models, arrays, sureness, stage, labels_at_onc
     spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    enough = convicting(settings.evidence, len(hopeful))
-    needed = dict(zip(kept, free["cost"] * enough * usual_ratio / sureness[kept]))   # what controls would have to cost
-    needed |= dict.fromkeys(np.flatnonzero(sureness >= enough), 0.0)                 # margin and probes would do
-    others = sorted((label for label in order if hopeful[label] and label not in spread), key=needed.get)
+    # What controls would have to cost; nothing, where margin and probes would do.
+    least = dict(zip(kept, free["cost"] * usual_ratio * np.where(needed > 1, needed, 0.0)[kept]))
+    others = sorted((label for label in order if hopeful[label] and label not in spread), key=least.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
-        if needed[group[0]] > max(typical(costs) for one in groups for costs in one["cost"]):
+        if least[group[0]] > max(typical(costs) for one in groups for costs in one["cost"]):
             break
         groups.append(measure(free, FREE, alone, group))
     arrays |= {"free": free, "usual_ratio": np.float32(usual_ratio),

@@ -70,9 +70,9 @@ class Settings:
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
     # With controls, margins and probes: infected from so much evidence up (`utils.evidence`), in units of the natural
-    # logarithm of the number of labels; of a filter, for which margins alone are evidence, from so much.
+    # logarithm of the number of labels; and where no probes count, as of filters.
     evidence: float = 0.0
-    filter_evidence: float = 0.0
+    unprobed_evidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ DEFAULT = Settings(
     # of clean models end at 3.2, all but one at 2.2; targets begin at 6.0, but for a 16×16 patch of checks at 2.6. With 43
     # it comes to 5.6: labels of a clean model end at 3.0, those of backdoored ones at 5.8, targets begin at 8.3.
     evidence=1.5,
-    filter_evidence=1.0,       # 2.5 with 12 labels, where clean labels end at 2.05, 3.8 with 43, where they end at 2.5
+    unprobed_evidence=1.0,     # 2.5 with 12 labels, where clean labels end at 2.05, 3.8 with 43, where they end at 2.5
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

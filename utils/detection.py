@@ -17,7 +17,7 @@ from utils.controls import relative_ratios, typical
 from utils.evidence import convicting, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import ENOUGH, margin_ratios, relearned
-from utils.probes import probe_ratios
+from utils.probes import probe_ratios, probes_count
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -86,16 +86,17 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings = examination.settings
-    if not (settings.filter_evidence if found is None else settings.evidence):
+    if not settings.evidence:
         return None
     margins = margin_ratios(tuned, examination.accuracy)
     if found is not None and (
             made_with.get("controls") != list(settings.controls)
             or made_with["random_threshold"] > settings.random_threshold
-            or made_with.get("evidence", math.inf) > settings.evidence or "repaired_evidence" not in found):
-        raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD or "
-                        "EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again with "
-                        "--overwrite and these settings")
+            or any(made_with.get(name, math.inf) > getattr(settings, name) for name in ("evidence", "unprobed_evidence"))
+            or "repaired_evidence" not in found):
+        raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD, EVIDENCE or "
+                        "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
+                        "with --overwrite and these settings")
     ratios = relative_ratios(found) if found is not None else {}
     if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
         examination.say(f"WARNING: the clean accuracy of only {len(names)} of the tuned models is near the examined "
@@ -105,7 +106,9 @@ def evidence_of(examination, tuned, found=None, made_with=None):
               "evidence": weighed(ratios, sureness_of(tuned, examination.accuracy, patch=found is not None))}
     if found is not None:
         values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))],
-                   "probe": probe_ratios(tuned, examination.accuracy), "repaired_evidence": found["repaired_evidence"]}
+                   "repaired_evidence": found["repaired_evidence"]}
+        if probes_count(tuned, examination.accuracy):
+            values["probe"] = probe_ratios(tuned, examination.accuracy)
     return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
             for label in range(len(margins))]
 
@@ -117,7 +120,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
     labels = {}
-    enough = convicting(settings.filter_evidence if masks is None else settings.evidence, len(found["asr"]))
+    probed = evidence is not None and "probe" in evidence[0]
+    enough = convicting(settings, len(found["asr"]), probed)
     priced = evidence is not None and "free" in found
     costs = _costs(found) if priced else defaultdict(dict)
     for label, asr in enumerate(found["asr"]):
@@ -148,9 +152,9 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + "probe: how much oftener random plain patches lead to the label than on tuned models, likewise\n" * priced
+              + "probe: how much oftener random plain patches lead to the label than on tuned models, likewise\n" * probed
               + f"infected from an evidence of {enough:.2f} up: "
-              + ("ratio × margin² × probe" if priced else
+              + ("ratio × margin²" + " × probe" * probed if priced else
                  "margin²; or where the matrix reaches the label and transfers nowhere"))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
@@ -174,9 +178,9 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced, weighed = (name in labels["0"] for name in ("mask_size", "cost", "evidence"))
+    sized, priced, probed, weighed = (name in labels["0"] for name in ("mask_size", "cost", "probe", "evidence"))
     lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
-             + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * priced
+             + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
              + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
@@ -185,7 +189,7 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) if priced else ()
-        for name, width in columns + ((("margin", 7), *(("probe", 7),) * priced, ("evidence", 9)) if weighed else ()):
+        for name, width in columns + ((("margin", 7), *(("probe", 7),) * probed, ("evidence", 9)) if weighed else ()):
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from utils.margins import LargestMargins, margin_ratios
-from utils.probes import Probes, probe_ratios
+from utils.probes import Probes, probe_ratios, probes_count
 
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -48,9 +48,16 @@ def weighed(ratios, sureness):
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
-def convicting(evidence, labels):
-    """The evidence that convicts a label of a model of so many: `evidence` of the settings times ln(labels), FEW at least.
+def convicting(settings, labels, probed):
+    """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
-    The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail.
+    The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. probed:
+    whether probes count, which let evidence vary more; see `probes_count`.
     """
-    return evidence * math.log(max(FEW, labels))
+    return (settings.evidence if probed else settings.unprobed_evidence) * math.log(max(FEW, labels))
+
+
+def ratios_needed(settings, tuned, accuracy):
+    """The price ratio from which on each label is convicted, L; 1 or less: whatever its price. Arguments as above."""
+    sureness = sureness_of(tuned, accuracy)
+    return convicting(settings, len(sureness), probes_count(tuned, accuracy)) / sureness

@@ -76,6 +76,11 @@ def draw(seed, number, shape):
     return mask.astype(np.float32), pattern.astype(np.float32)
 
 
+def probes_count(tuned, accuracy):
+    """Whether enough tuned models have relearned the labels for probes to tell anything. Arguments as for `probe_ratios`."""
+    return len(relearned(tuned, accuracy)) >= ENOUGH
+
+
 def probe_ratios(tuned, accuracy):
     """By how much each label's probes succeed more on the examined model than on tuned ones, L.
 
@@ -88,7 +93,7 @@ def probe_ratios(tuned, accuracy):
     if "probe_shares" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no probes: run pnnir.py again with --overwrite and PROBES of 1 or more")
     names = relearned(tuned, accuracy)
-    if len(names) < ENOUGH:
+    if not probes_count(tuned, accuracy):
         return np.ones(tuned["examined"]["probe_shares"].shape[1], np.float32)
     shares = {name: tuned[name]["probe_shares"].astype(np.float32) for name in ("examined", *names)}
 

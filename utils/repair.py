@@ -15,6 +15,7 @@ from utils import transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
 from utils.evidence import convicting, sureness_meter, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
+from utils.probes import probes_count
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -31,7 +32,8 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     evidence = weighed(relative_ratios(arrays), sureness_of(tuned, examination.accuracy))
-    enough, kept, known = convicting(settings.evidence, len(evidence)), np.full(len(evidence), np.nan, np.float32), []
+    enough = convicting(settings, len(evidence), probes_count(tuned, examination.accuracy))
+    kept, known = np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
