@@ -44,8 +44,10 @@ FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfer
 def main():
     for examination in examinations(globals()):
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
-        found, made_with, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
-        preserved, _, preserved_triggers = examination.read("preserved_triggers", "critical_features_preservation.py")
+        found, made_with, potential_triggers = examination.read(
+            "potential_triggers", "potential_triggers_reconstruction.py", pnnir=pnnir)
+        preserved, _, preserved_triggers = examination.read(
+            "preserved_triggers", "critical_features_preservation.py", potential_triggers=potential_triggers)
         evidence = evidence_of(examination, tuned, found, made_with)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:

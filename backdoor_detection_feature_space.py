@@ -44,8 +44,8 @@ def main():
     for examination in examinations(globals()):
         examination.require_colour()
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
-        found, _, potential_triggers = examination.read("potential_triggers_feature_space",
-                                                        "potential_triggers_reconstruction_feature_space.py")
+        found, _, potential_triggers = examination.read(
+            "potential_triggers_feature_space", "potential_triggers_reconstruction_feature_space.py", pnnir=pnnir)
         inputs = {"pnnir": pnnir, "potential_triggers_feature_space": potential_triggers}
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(

@@ -32,7 +32,8 @@ PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, 
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
-PROBES: int | None = None                # random plain patches that tell how often each label is reached by chance; 0: none
+PROBES: int | None = None                # random plain patches that tell how often each label is reached by chance; 0: none,
+                                         # which will do for filters
 configure(globals())
 
 from utils import transfer  # TensorFlow loads after the flags were read

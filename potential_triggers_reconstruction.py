@@ -63,9 +63,9 @@ def main():
                 continue
             controls = examination.settings.controls
             models = examination.models(tuned, ["examined/123", *controls])
+            needed = ratios_needed(examination.settings, tuned, examination.accuracy) if controls else None
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
-                needed = ratios_needed(examination.settings, tuned, examination.accuracy)
                 arrays = measure_controls(examination, models, arrays, needed, stage, LABELS_AT_ONCE)
                 arrays["repaired_evidence"] = repaired_evidence(
                     examination, tuned, made_with, models, arrays, stage, LABELS_AT_ONCE)

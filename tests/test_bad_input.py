@@ -213,6 +213,17 @@ def test_an_artifact_made_anew_makes_those_after_it_stale(scene, results, capsys
     assert "other settings (preserved_triggers was" in complaint(capsys, DETECTION, scene, results)
 
 
+def test_artifacts_of_tuned_models_that_were_made_anew_are_not_mixed(scene, results, capsys):
+    scan(PNNIR, scene, results, BATCH=9, OVERWRITE=True)
+    for script, made, by in ((DETECTION, "potential_triggers.h5", RECONSTRUCTION),
+                             (FILTER_DETECTION, "potential_triggers_feature_space.h5", FILTERS)):
+        line = complaint(capsys, script, scene, results)
+        assert f"{made} was made from another pnnir: run {by}.py again with --overwrite" in line
+    scan(RECONSTRUCTION, scene, results, OVERWRITE=True)
+    line = complaint(capsys, DETECTION, scene, results)
+    assert f"preserved_triggers.h5 was made from another potential triggers: run {PRESERVATION}.py again" in line
+
+
 @pytest.mark.parametrize("script", NEEDED)
 def test_a_damaged_artifact_before_it(script, scene, complete, tmp_path, capsys):
     path = before(script, complete, tmp_path) / f"{MADE[NEEDED[script]]}.h5"

@@ -90,6 +90,8 @@ def test_evidence_is_of_price_margin_and_probes():
                    {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(replace(priced, **change)), tuned, found, made_with)
+    with pytest.raises(UserError, match="EVIDENCE needs controls"):
+        evidence_of(examination(replace(priced, controls=())), tuned, found, made_with)
     older = {name: found[name] for name in found if name != "repaired_evidence"}
     for before, arrays in (({"random_threshold": 0.6}, found), (made_with, older),
                            ({name: made_with[name] for name in ("controls", "random_threshold")}, found)):

@@ -127,10 +127,12 @@ DEFAULT = Settings(
     margin_starts=3,
     probes=1800,
     # Chosen on validation models and test models retired for it (results/README.md). With 12 labels it comes to 3.7: labels
-    # of clean models end at 3.2, all but one at 2.2; targets begin at 6.0, but for a 16×16 patch of checks at 2.6. With 43
-    # it comes to 5.6: labels of a clean model end at 3.0, those of backdoored ones at 5.8, targets begin at 8.3.
+    # of clean models end at 3.2, most of them at 2.4; targets begin at 6.0, but for a 16×16 patch of checks at 2.6. With 43
+    # it comes to 5.6: labels of a clean model end at 3.0, those of backdoored ones at 4.7, 5.4, 5.8 and 6.7; targets begin
+    # at 8.3, but for a 16×16 patch of checks at 1.4.
     evidence=1.5,
-    unprobed_evidence=1.0,     # 2.5 with 12 labels, where clean labels end at 2.05, 3.8 with 43, where they end at 2.5
+    # 2.5 with 12 labels, 3.8 with 43: there clean labels' margin² ends at 2.05 and 2.59, their ratio at 1.71 and 2.42.
+    unprobed_evidence=1.0,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

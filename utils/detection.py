@@ -1,7 +1,8 @@
 """The decision for a label and for a model: TNDA (paper IV-E), and the default's, by evidence.
 
 TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The default
-asks whether the label is reached at a lower price and more surely than it could be without a backdoor (utils/evidence.py).
+asks whether the label is reached at a lower price, more surely and oftener by chance than it could be without a backdoor
+(utils/evidence.py).
 """
 
 import json
@@ -81,13 +82,16 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     """Each label's JSON fields `margin`, `evidence`, and of patches `probe`; of some labels `ratio`, `repaired_evidence`.
 
     None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
-    potential_triggers.h5; none for filters, which have no price. A ratio that was not measured, since it could not convict
-    the label, counts as 1.
+    potential_triggers.h5; none for filters, which have no price. A ratio that was not measured (the label is too costly, its
+    pattern is random, or a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings = examination.settings
-    if not settings.evidence:
+    if not (settings.unprobed_evidence if found is None else settings.evidence):
         return None
+    if found is not None and not settings.controls:
+        raise UserError("EVIDENCE needs controls, which the settings paper and release do not make: take SETTINGS default, "
+                        "or leave EVIDENCE out")
     margins = margin_ratios(tuned, examination.accuracy)
     if found is not None and (
             made_with.get("controls") != list(settings.controls)
@@ -99,9 +103,11 @@ def evidence_of(examination, tuned, found=None, made_with=None):
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if found is not None else {}
     if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
+        counts, missed = ("margins", "filters that no matrix matches") if found is None else (
+            "margins and probes", "large triggers")
         examination.say(f"WARNING: the clean accuracy of only {len(names)} of the tuned models is near the examined "
-                        f"model's, that of {ENOUGH} must be for margins and probes to count: large triggers will be "
-                        "missed. More PHASE2_STEPS, or another PHASE2_PEAK, may help")
+                        f"model's, that of {ENOUGH} must be for {counts} to count: {missed} will be missed. More "
+                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = {"margin": margins,
               "evidence": weighed(ratios, sureness_of(tuned, examination.accuracy, patch=found is not None))}
     if found is not None:
@@ -152,7 +158,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + "probe: how much oftener random plain patches lead to the label than on tuned models, likewise\n" * probed
+              + "probe: how much oftener random plain patches lead to the label than on tuned models, held against how much "
+              "these differ\n" * probed
               + f"infected from an evidence of {enough:.2f} up: "
               + ("ratio × margin²" + " × probe" * probed if priced else
                  "margin²; or where the matrix reaches the label and transfers nowhere"))

@@ -32,12 +32,12 @@ def sureness_meter(examination, model, starts, probes):
 
 
 def sureness_of(tuned, accuracy, patch=True):
-    """How surely each label is reached on the examined model beside the tuned ones, in units of its price ratio, L.
+    """Margin² × probe of each label, of filters (not `patch`) margin²: what times its price ratio is its evidence, L.
 
-    By its margin, and for a `patch` by its probes, too.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Margins are squared: they spread about as much
-    over clean labels then as the others. Raises UserError where pnnir.py left margins out.
+    over clean labels then as the others. Raises UserError where pnnir.py left out
+    margins, or for a patch probes.
     """
     squared = margin_ratios(tuned, accuracy).astype(float) ** 2
     return squared * probe_ratios(tuned, accuracy) if patch else squared

@@ -61,9 +61,12 @@ class Examination:
         return artifacts.Stage(self.folder, name, self.inputs | {key: getattr(self.settings, key) for key in fields}
                                | inputs, self.overwrite)
 
-    def read(self, name, script):
-        """(arrays, settings, fingerprint) of an earlier stage, made from the same model and clean data."""
-        return artifacts.read_stage(self.folder, name, script, **self.inputs)
+    def read(self, name, script, **made_from):
+        """(arrays, settings, fingerprint) of an earlier stage, made from the same model and clean data.
+
+        made_from: fingerprints of the artifacts that it must have been made from, by their names.
+        """
+        return artifacts.read_stage(self.folder, name, script, **self.inputs, **made_from)
 
     def require_colour(self):
         """Raise UserError for a model of one-channel images."""

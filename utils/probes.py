@@ -91,7 +91,8 @@ def probe_ratios(tuned, accuracy):
     tuned models have relearned the labels (utils/margins.py). Raises UserError where pnnir.py left probes out.
     """
     if "probe_shares" not in tuned.get("examined", {}):
-        raise UserError("pnnir.h5 has no probes: run pnnir.py again with --overwrite and PROBES of 1 or more")
+        raise UserError("pnnir.h5 has no probes, for PROBES was 0 or an earlier version made it: run pnnir.py again "
+                        "with --overwrite")
     names = relearned(tuned, accuracy)
     if not probes_count(tuned, accuracy):
         return np.ones(tuned["examined"]["probe_shares"].shape[1], np.float32)
