@@ -44,7 +44,7 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
-from utils.evidence import ratios_needed
+from utils.evidence import factors_of, ratios_needed
 from utils.examination import examinations
 from utils.reconstruction import reconstruct_patches
 from utils.repair import repaired_evidence
@@ -63,7 +63,7 @@ def main():
                 continue
             controls = examination.settings.controls
             models = examination.models(tuned, ["examined/123", *controls])
-            needed = ratios_needed(examination.settings, tuned, examination.accuracy) if controls else None
+            needed = ratios_needed(examination.settings, factors_of(tuned, examination.accuracy)) if controls else None
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
                 arrays = measure_controls(examination, models, arrays, needed, stage, LABELS_AT_ONCE)

@@ -10,7 +10,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
                              weigh)
-from utils.evidence import convicting, ratios_needed
+from utils.evidence import convicting, factors_of, ratios_needed
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -77,13 +77,13 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
     assert fields[1] == {"margin": 0.5, "probe": probe, "evidence": pytest.approx(0.25 * fields[1]["probe"], rel=1e-5)}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(19.2)}
-    needed = ratios_needed(priced, tuned, 0.9)
+    needed = ratios_needed(priced, factors_of(tuned, 0.9))
     assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / fields[1]["evidence"])
     # Fewer than four tuned models know the labels: nothing but the price counts, and less of it convicts.
     tuned["12"]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
-    np.testing.assert_allclose(ratios_needed(priced, tuned, 0.9), np.log(10))
+    np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
     tuned["12"]["accuracy"] = 0.9
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
     for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},

@@ -66,7 +66,7 @@ def shares(*rows, accuracy=0.9):
     return {"probe_shares": np.array(rows, np.float16), "accuracy": accuracy}
 
 
-def test_a_ratio_is_of_what_exceeds_the_tuned_models(monkeypatch):
+def test_a_ratio_is_of_what_exceeds_the_tuned_models():
     # Label 0: as on the tuned models. 1: half of the images of one probe, on the examined model alone. 2: fewer than there.
     examined, tuned = shares([0.2, 0.5, 0], [0, 0, 0]), shares([0.2, 0, 0.4], [0, 0, 0])
     found = probe_ratios({"examined": examined} | dict.fromkeys(SUBSETS, tuned), 0.9)

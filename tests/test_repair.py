@@ -18,9 +18,9 @@ def convicted(monkeypatch):
     def kept(evidence, without, **settings):
         monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
-        monkeypatch.setattr(repair, "sureness_of", lambda tuned, accuracy: None)
+        monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None})
+        monkeypatch.setattr(repair, "sureness_of", lambda factors: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
-        monkeypatch.setattr(repair, "probes_count", lambda tuned, accuracy: True)
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
         return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, None)
     return kept
@@ -71,10 +71,10 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1))
     measured_with = {"margin_starts": 1, "probes": 7}
 
-    def sureness(tuned, accuracy):
+    def factors(tuned, accuracy):
         assert tuned["examined"]["probe_shares"].shape == (7, 5) and tuned["examined"]["largest_margins"].shape == (5,)
-        return np.array([1.0, 4.0, 1.0, 9.0, 1.0])
-    monkeypatch.setattr(repair, "sureness_of", sureness)
+        return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0])}
+    monkeypatch.setattr(repair, "factors_of", factors)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
            "pattern": np.ones((5, 2, 2, 1))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}

@@ -15,10 +15,9 @@ import numpy as np
 from utils import transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, sureness_of, weighed
+from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.files import replacing
-from utils.margins import ENOUGH, margin_ratios, relearned
-from utils.probes import probe_ratios, probes_count
+from utils.margins import ENOUGH, enough_relearned, relearned
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -92,7 +91,7 @@ def evidence_of(examination, tuned, found=None, made_with=None):
     if found is not None and not settings.controls:
         raise UserError("EVIDENCE needs controls, which the settings paper and release do not make: take SETTINGS default, "
                         "or leave EVIDENCE out")
-    margins = margin_ratios(tuned, examination.accuracy)
+    factors = factors_of(tuned, examination.accuracy, patch=found is not None)
     if found is not None and (
             made_with.get("controls") != list(settings.controls)
             or made_with["random_threshold"] > settings.random_threshold
@@ -102,21 +101,19 @@ def evidence_of(examination, tuned, found=None, made_with=None):
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if found is not None else {}
-    if len(names := relearned(tuned, examination.accuracy)) < ENOUGH:
+    if not enough_relearned(tuned, examination.accuracy):
         counts, missed = ("margins", "filters that no matrix matches") if found is None else (
             "margins and probes", "large triggers")
-        examination.say(f"WARNING: the clean accuracy of only {len(names)} of the tuned models is near the examined "
-                        f"model's, that of {ENOUGH} must be for {counts} to count: {missed} will be missed. More "
-                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
-    values = {"margin": margins,
-              "evidence": weighed(ratios, sureness_of(tuned, examination.accuracy, patch=found is not None))}
+        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of the tuned "
+                        f"models is near the examined model's, that of {ENOUGH} must be for {counts} to count: {missed} "
+                        "will be missed. More PHASE2_STEPS, or another PHASE2_PEAK, may help")
+    values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
+    labels = range(len(values["evidence"]))
     if found is not None:
-        values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(margins))],
+        values |= {"ratio": [ratios.get(label, math.nan) for label in labels],
                    "repaired_evidence": found["repaired_evidence"]}
-        if probes_count(tuned, examination.accuracy):
-            values["probe"] = probe_ratios(tuned, examination.accuracy)
     return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
-            for label in range(len(margins))]
+            for label in labels]
 
 
 def report(examination, stage, found, transfers, threshold, masks=None, evidence=None):
@@ -195,8 +192,9 @@ def _table(labels, infected):
             line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
-        columns = (("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) if priced else ()
-        for name, width in columns + ((("margin", 7), *(("probe", 7),) * probed, ("evidence", 9)) if weighed else ()):
+        columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
+                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("evidence", 9),) * weighed)
+        for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))
     return "\n".join(lines)

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from utils.margins import LargestMargins, margin_ratios
-from utils.probes import Probes, probe_ratios, probes_count
+from utils.margins import LargestMargins, enough_relearned, margin_ratios
+from utils.probes import Probes, probe_ratios
 
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -31,16 +31,24 @@ def sureness_meter(examination, model, starts, probes):
     return lambda: {name: array for meter in meters for name, array in meter().items()}
 
 
-def sureness_of(tuned, accuracy, patch=True):
-    """Margin² × probe of each label, of filters (not `patch`) margin²: what times its price ratio is its evidence, L.
+def factors_of(tuned, accuracy, patch=True):
+    """What tells, beside its price, how surely each label is reached: `margin`, and `probe` where it counts; L each.
 
-
-    tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Margins are squared: they spread about as much
-    over clean labels then as the others. Raises UserError where pnnir.py left out
-    margins, or for a patch probes.
+    Probes count for a `patch`, where enough tuned models know the labels. tuned: arrays of pnnir.h5; accuracy: clean
+    accuracy of the examined model. Raises UserError where pnnir.py left out margins, or for a patch probes.
     """
-    squared = margin_ratios(tuned, accuracy).astype(float) ** 2
-    return squared * probe_ratios(tuned, accuracy) if patch else squared
+    factors = {"margin": margin_ratios(tuned, accuracy)}
+    if patch:
+        factors["probe"] = probe_ratios(tuned, accuracy)
+    return factors if enough_relearned(tuned, accuracy) else {"margin": factors["margin"]}
+
+
+def sureness_of(factors):
+    """Margin² × probe: what times its price ratio is a label's evidence, L. factors: from `factors_of`.
+
+    Margins are squared: they spread about as much over clean labels then as the others.
+    """
+    return factors["margin"].astype(float) ** 2 * factors.get("probe", 1.0)
 
 
 def weighed(ratios, sureness):
@@ -52,12 +60,11 @@ def convicting(settings, labels, probed):
     """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
     The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. probed:
-    whether probes count, which let evidence vary more; see `probes_count`.
+    whether probes count, which let evidence vary more.
     """
     return (settings.evidence if probed else settings.unprobed_evidence) * math.log(max(FEW, labels))
 
 
-def ratios_needed(settings, tuned, accuracy):
-    """The price ratio from which on each label is convicted, L; 1 or less: whatever its price. Arguments as above."""
-    sureness = sureness_of(tuned, accuracy)
-    return convicting(settings, len(sureness), probes_count(tuned, accuracy)) / sureness
+def ratios_needed(settings, factors):
+    """The price ratio that convicts each label, L; of 1 or less: whatever its price. factors: from `factors_of`."""
+    return convicting(settings, len(factors["margin"]), "probe" in factors) / sureness_of(factors)

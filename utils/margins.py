@@ -88,12 +88,16 @@ def margin_ratios(tuned, accuracy):
     """
     if "largest_margins" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
-    names = relearned(tuned, accuracy)
-    if len(names) < ENOUGH:
+    if not enough_relearned(tuned, accuracy):
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
-    others = [_logarithms(tuned[name]) for name in names]
+    others = [_logarithms(tuned[name]) for name in relearned(tuned, accuracy)]
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
+
+
+def enough_relearned(tuned, accuracy):
+    """Whether so many tuned models know the labels that margins and probes tell anything. tuned, accuracy: as above."""
+    return len(relearned(tuned, accuracy)) >= ENOUGH
 
 
 def relearned(tuned, accuracy):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.config import UserError
-from utils.margins import ENOUGH, relearned
+from utils.margins import enough_relearned, relearned
 
 IMAGES = 10              # images that each probe is pasted on: many probes on few tell more than few on many
 SIDES = (0.1, 0.5)       # of a probe, as shares of the image's shorter side
@@ -76,26 +76,21 @@ def draw(seed, number, shape):
     return mask.astype(np.float32), pattern.astype(np.float32)
 
 
-def probes_count(tuned, accuracy):
-    """Whether enough tuned models have relearned the labels for probes to tell anything. Arguments as for `probe_ratios`."""
-    return len(relearned(tuned, accuracy)) >= ENOUGH
-
-
 def probe_ratios(tuned, accuracy):
     """By how much each label's probes succeed more on the examined model than on tuned ones, L.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. By how much a model exceeds the others is the
     root mean square, over probes, of how far its share of images exceeds the tuned models' mean, shares under it counting as
     nothing. That of the examined model is divided by the same of each tuned model to the others, in the geometric mean: some
-    labels answer to chance more than others on any model. As a multiple of the labels' median. Ones where fewer than ENOUGH
-    tuned models have relearned the labels (utils/margins.py). Raises UserError where pnnir.py left probes out.
+    labels answer to chance more than others on any model. As a multiple of the labels' median. Ones where too few tuned
+    models have relearned the labels (utils/margins.py). Raises UserError where pnnir.py left probes out.
     """
     if "probe_shares" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no probes, for PROBES was 0 or an earlier version made it: run pnnir.py again "
                         "with --overwrite")
-    names = relearned(tuned, accuracy)
-    if not probes_count(tuned, accuracy):
+    if not enough_relearned(tuned, accuracy):
         return np.ones(tuned["examined"]["probe_shares"].shape[1], np.float32)
+    names = relearned(tuned, accuracy)
     shares = {name: tuned[name]["probe_shares"].astype(np.float32) for name in ("examined", *names)}
 
     def excess(name):

@@ -13,9 +13,8 @@ import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
-from utils.evidence import convicting, sureness_meter, sureness_of, weighed
+from utils.evidence import convicting, factors_of, sureness_meter, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
-from utils.probes import probes_count
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -31,8 +30,9 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     model repaired of all those so far, the surest that is convicted again.
     """
     settings = examination.settings
-    evidence = weighed(relative_ratios(arrays), sureness_of(tuned, examination.accuracy))
-    enough = convicting(settings, len(evidence), probes_count(tuned, examination.accuracy))
+    factors = factors_of(tuned, examination.accuracy)
+    evidence = weighed(relative_ratios(arrays), sureness_of(factors))
+    enough = convicting(settings, len(evidence), "probe" in factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
@@ -75,7 +75,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     ratios = ratios_of(free, {key: array[rows] for key, array in controls.items()})
     common = usual([ratios[label] for label in spread])
     return weighed({label: ratio / common for label, ratio in ratios.items()},
-                   sureness_of(tuned | {"examined": repaired}, examination.accuracy))
+                   sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy)))
 
 
 def _patches(known, arrays):
