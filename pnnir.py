@@ -32,13 +32,14 @@ PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, 
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
-PROBES: int | None = None                # random plain patches that tell how often each label is reached by chance; 0: none,
-                                         # which will do for filters
+PROBES: int | None = None                # random plain patches from which each label's most telling are bred; 0: none, which
+                                         # will do for filters
 configure(globals())
 
 from utils import transfer  # TensorFlow loads after the flags were read
-from utils.evidence import sureness_meter
 from utils.examination import examinations, set_weights, weights_of
+from utils.margins import margin_meter
+from utils.probes import search_probes
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, Tuner
 
@@ -54,7 +55,7 @@ def main():
                 examination.say(f"{stage.path} is there already")
                 continue
             original, settings = weights_of(examined.network), examination.settings
-            measure = sureness_meter(examination, examination.model, settings.margin_starts, settings.probes)
+            measure = margin_meter(examination, examination.model, settings.margin_starts)
             tuner = Tuner(examined, clean, settings)
             tuned = {"examined": stage.part("examined", measure)}
             for number, subset in enumerate(SUBSETS):
@@ -68,6 +69,10 @@ def main():
                     return {"weights": weights_of(examined.network), "accuracy": accuracy} | measure()
                 tuned[subset] = stage.part(subset, make)
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
+            set_weights(examined.network, original)
+            if settings.probes:
+                tuned["examined"] |= stage.part("probes", lambda: search_probes(
+                    examination, examination.model, tuned, settings.probes))
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

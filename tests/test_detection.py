@@ -68,17 +68,15 @@ def test_evidence_is_of_price_margin_and_probes():
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
              (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]),
               ("12", [2.0, 2.0, 2.0]))}
-    # Of each label's two probes one sends images to it: of label 1 a fifth on the examined model and none on tuned ones.
-    for name, one in tuned.items():
-        one["probe_shares"] = np.array([[0, 0.2 * (name == "examined"), 0], [0, 0, 0]], np.float16)
-    probe = pytest.approx(np.sqrt((0.2**2 / 2 + 0.01**2) / 0.01**2), rel=1e-3)
+    # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
+    tuned["examined"]["probe_margins"] = {name: np.array([0, 2.0 * (name == "examined"), 3]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "probe": probe, "evidence": pytest.approx(0.25 * fields[1]["probe"], rel=1e-5)}
-    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(19.2)}
+    assert fields[1] == {"margin": 0.5, "probe": 3.0, "evidence": 1.5}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9))
-    assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / fields[1]["evidence"])
+    assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
     # Fewer than four tuned models know the labels: nothing but the price counts, and less of it convicts.
     tuned["12"]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -97,7 +95,7 @@ def test_evidence_is_of_price_margin_and_probes():
                            ({name: made_with[name] for name in ("controls", "random_threshold")}, found)):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
-    unprobed = {name: {key: one[key] for key in one if key != "probe_shares"} for name, one in tuned.items()}
+    unprobed = {name: {key: one[key] for key in one if key != "probe_margins"} for name, one in tuned.items()}
     for missing in ({"1": {}}, {"examined": {}}, unprobed):
         with pytest.raises(UserError, match="run pnnir.py again"):
             evidence_of(examination(priced), missing, found, made_with)

@@ -1,4 +1,4 @@
-"""Random plain patches, how often they lead to each label, and the ratios that come of it."""
+"""Plain patches, drawn and varied, how surely they lead to each label, and the ratios that come of it."""
 
 from types import SimpleNamespace
 
@@ -6,78 +6,150 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils.probes import FLOOR, IMAGES, Probes, draw, probe_ratios
+from utils import probes
+from utils.probes import CHECKS, KEPT, PLAIN, Measure, climb, draw, probe_ratios, rendered, search_probes, vary
 from utils.tuning import SUBSETS
 
 SHAPE = (32, 32, 3)
+SHAPES = (SHAPE, (5, 5, 1), (28, 28, 1), (48, 100, 3), (224, 224, 3))
 
 
-def test_a_probe_is_a_plain_patch_of_up_to_a_quarter_of_the_image():
-    kinds = set()
-    for number in range(300):
-        mask, pattern = draw(0, number, SHAPE)
-        assert mask.shape == (32, 32) and pattern.shape == SHAPE and mask.dtype == pattern.dtype == np.float32
-        assert set(np.unique(mask)) == {0, 1} and 5 <= mask.sum() <= 256
-        assert 0 <= pattern.min() and pattern.max() <= 1
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        assert len(rows) == len(columns) == rows[-1] - rows[0] + 1 and 3 <= len(rows) <= 16
+def check(patch, shape):
+    """That a patch is within the image, and its rendering as it says; returns mask and pattern."""
+    (mask,), (pattern,) = rendered([patch], shape)
+    assert mask.shape == shape[:2] and pattern.shape == shape and mask.dtype == pattern.dtype == np.float32
+    assert set(np.unique(mask)) <= {0, 1} and 0 <= pattern.min() and pattern.max() <= 1
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert len(rows) == rows[-1] - rows[0] + 1 == len(columns) == columns[-1] - columns[0] + 1
+    assert 1 <= patch["side"] <= max(1, round(0.5 * min(shape[:2])))
+    assert rows[0] >= patch["row"] and rows[-1] < patch["row"] + patch["side"] <= shape[0]
+    if not patch["disc"]:
+        assert mask.sum() == patch["side"] ** 2
+    return mask, pattern
+
+
+def test_a_patch_is_plain_and_of_up_to_a_quarter_of_the_image():
+    random, kinds = np.random.default_rng(0), set()
+    for _ in range(300):
+        _, pattern = check(draw(random, SHAPE), SHAPE)
         kinds.add(min(3, len(np.unique(pattern.reshape(-1, 3), axis=0))))
     assert kinds == {1, 2, 3}                            # one colour; two; as many as there are grains
 
 
-def test_a_probe_depends_on_seed_and_number_alone():
-    for one, other in zip(draw(3, 5, SHAPE), draw(3, 5, SHAPE)):
-        np.testing.assert_array_equal(one, other)
-    assert any((draw(3, 5, SHAPE)[1] != draw(seed, number, SHAPE)[1]).any() for seed, number in ((4, 5), (3, 6)))
+def test_patches_fit_images_of_any_size_and_stay_there_when_varied():
+    random = np.random.default_rng(1)
+    for shape in SHAPES:
+        patch = draw(random, shape)
+        for _ in range(60):
+            check(patch, shape)
+            before, new = patch.copy(), vary(patch, random, shape)
+            assert patch == before                       # varied is a copy
+            patch = new
 
 
-def test_probes_fit_images_of_any_size():
-    for shape in ((5, 5, 1), (28, 28, 1), (48, 100, 3), (224, 224, 3)):
-        for number in range(40):
-            mask, pattern = draw(0, number, shape)
-            assert 1 <= mask.sum() <= min(shape[:2]) ** 2 / 4 + shape[0] and pattern.shape == shape
+def test_variations_keep_most_of_a_patch_and_reach_everything():
+    random = np.random.default_rng(2)
+    patch = draw(random, SHAPE)
+    varied = np.array([vary(patch, random, SHAPE) for _ in range(400)])
+    for name in patch.dtype.names:
+        same = (varied[name] == patch[name]).reshape(400, -1).all(1).mean()
+        assert 0.3 < same < 0.98, name
+    assert set(varied["kind"]) == set(range(4))
 
 
-@pytest.fixture
-def clean():
+def test_checks_are_of_two_colours_in_turn():
+    patch = draw(np.random.default_rng(0), SHAPE)
+    for name, value in (("kind", CHECKS), ("cell", 2), ("one", 0.25), ("other", 1.0)):
+        patch[name] = value
+    _, pattern = check(patch, SHAPE)
+    np.testing.assert_array_equal(pattern[:4, :4, 0], np.kron([[0.25, 1], [1, 0.25]], np.ones((2, 2))))
+    patch["kind"] = PLAIN
+    assert (check(patch, SHAPE)[1] == 0.25).all()
+
+
+def patches(random, count, **fixed):
+    drawn = np.array([draw(random, SHAPE) for _ in range(count)])
+    for name, value in fixed.items():
+        drawn[name] = value
+    return drawn
+
+
+def brightness(images):
+    """Logits of three labels: label 2 where the upper left pixel is bright, label 1 otherwise."""
+    corner = images[:, 0, 0, 0]
+    return tf.stack([tf.zeros_like(corner), tf.ones_like(corner), 4 * corner], axis=1)
+
+
+def test_margins_are_of_images_of_other_labels(monkeypatch):
+    x, y = np.zeros((9, *SHAPE), np.uint8), np.arange(9) % 3
+    measure = Measure(x, y, 3)
+    drawn = patches(np.random.default_rng(0), 5, kind=PLAIN, row=0, column=0, disc=0, one=np.linspace(0, 1, 5)[:, None])
+    images = np.tile(np.arange(9), (5, 1))
+    found = measure(brightness, drawn, images)
+    corner = np.linspace(0, 4, 5)
+    np.testing.assert_allclose(found[:, 2], corner - 1, atol=1e-5)               # the highest other logit is label 1's
+    np.testing.assert_allclose(found[:, 1], 1 - np.maximum(corner, 0), atol=1e-5)
+    np.testing.assert_allclose(found[:, 0], -np.maximum(corner, 1), atol=1e-5)
+    assert not measure(brightness, drawn, np.full((5, 1), 2))[:, 2].any()        # no image of another label
+    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda shape: 18)    # two patches at a time
+    np.testing.assert_array_equal(measure(brightness, drawn, images), found)
+    own_only = measure(lambda images: brightness(images) + tf.one_hot(0, 3) * 9.0, drawn, images)
+    assert (own_only[:, 0] > 0).all()
+
+
+def test_climbing_finds_what_chance_does_not():
+    """Label 1 likes a corner that is red, label 0 nothing: the best of 30 patches at random are far from it."""
+    def measure(drawn, images):
+        masks, patterns = rendered(drawn, SHAPE)
+        red = (masks[..., None] * patterns * [1, -1, -1])[:, :6, -6:].mean((1, 2)).sum(-1)
+        return np.stack([np.zeros(len(red)), red], axis=1)
+    random = np.random.default_rng([5, 0])
+    at_first = measure(np.array([draw(random, SHAPE) for _ in range(30)]), None)[:, 1].max()
+    kept = climb(measure, 30, SHAPE, 2, 9, 5)
+    assert kept.shape == (2, KEPT)
+    reached = measure(kept[1], None)[:, 1]
+    assert at_first < 0.6 < 0.8 < reached.min() and (np.diff(reached) <= 0).all()
+    np.testing.assert_array_equal(climb(measure, 30, SHAPE, 2, 9, 5), kept)
+    assert (climb(measure, 30, SHAPE, 2, 9, 6) != kept).any()
+
+
+def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
+    monkeypatch.setattr(probes, "ROUNDS", 3)
     random = np.random.default_rng(0)
-    return SimpleNamespace(x_measure=random.integers(100, 150, (9, *SHAPE)).astype(np.uint8), y_measure=np.arange(9) % 3)
+    clean = SimpleNamespace(x_measure=random.integers(0, 90, (30, *SHAPE)).astype(np.uint8), y_measure=np.arange(30) % 3)
+    half = {"1": lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3), "2": lambda images: -brightness(images)}
+    examined = SimpleNamespace(shape=SHAPE, labels=3)
+    examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
+                                  tuned_models=lambda tuned, names: (half[name] for name in names))
+    found = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), 600)
+    assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", "1", "2"]
+    margins = found["probe_margins"]
+    assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
+    assert margins["1"][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
+    assert margins["2"][0] > 0 == margins["2"][2]                # what lowers all others leads there, on the second model
+    again = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), 600)
+    np.testing.assert_array_equal(again["probe_margins"]["examined"], margins["examined"])
 
 
-def test_shares_are_of_images_of_other_labels(clean, monkeypatch):
-    """A model that says 2 where the upper left pixel is far from grey, else 1."""
-    def model(images):
-        changed = tf.reduce_any(tf.abs(images[:, 0, 0] - 0.5) > 0.2, axis=-1)
-        return tf.where(changed[:, None], [[0.0, 0.0, 1.0]], [[0.0, 1.0, 0.0]])
-    found = Probes(model, clean, SHAPE, 3, 50, 0)()["probe_shares"]
-    assert found.shape == (50, 3) and found.dtype == np.float16 and found.max() <= 1 and not found[:, 0].any()
-    for number in range(50):
-        mask, pattern = draw(0, number, SHAPE)
-        label = 2 if mask[0, 0] and (abs(pattern[0, 0] - 0.5) > 0.2).any() else 1
-        own = clean.y_measure[np.random.default_rng([0, 1, number]).integers(9, size=IMAGES)]
-        assert found[number, label] == pytest.approx(np.mean(own != label), abs=1e-3) and found[number, 3 - label] == 0
-    assert 0 < np.count_nonzero(found[:, 2]) < 25
-    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda shape: 25)        # two probes at a time
-    np.testing.assert_array_equal(Probes(model, clean, SHAPE, 3, 50, 0)()["probe_shares"], found)
-    assert (Probes(model, clean, SHAPE, 3, 50, 1)()["probe_shares"] != found).any()
+def margins(examined, tuned, clean=(2.0, 4.0, 9.0)):
+    """Arrays of pnnir.h5 of an examined model and seven tuned ones of these probe margins."""
+    rows = {"examined": np.array(examined, float)} | {name: np.array(tuned, float) for name in SUBSETS}
+    return {"examined": {"probe_margins": rows, "clean_margins": np.array(clean)}} | {
+        name: {"accuracy": 0.9} for name in SUBSETS}
 
 
-def shares(*rows, accuracy=0.9):
-    return {"probe_shares": np.array(rows, np.float16), "accuracy": accuracy}
-
-
-def test_a_ratio_is_of_what_exceeds_the_tuned_models():
-    # Label 0: as on the tuned models. 1: half of the images of one probe, on the examined model alone. 2: fewer than there.
-    examined, tuned = shares([0.2, 0.5, 0], [0, 0, 0]), shares([0.2, 0, 0.4], [0, 0, 0])
-    found = probe_ratios({"examined": examined} | dict.fromkeys(SUBSETS, tuned), 0.9)
-    np.testing.assert_allclose(found, [1, np.sqrt(0.5**2 / 2 + FLOOR**2) / FLOOR, 1], rtol=1e-5)
-    # Where tuned models differ among themselves, a difference counts for less.
-    restless = {name: shares([0.2, 0.5 * (name == "1"), 0.4], [0, 0, 0]) for name in SUBSETS}
-    assert 1 < probe_ratios({"examined": examined} | restless, 0.9)[1] < found[1] / 1.2
+def test_a_ratio_is_of_what_exceeds_every_tuned_model():
+    arrays = margins([9, 5, 0], [1, 6, 0])
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
+    arrays["examined"]["probe_margins"]["23"] = np.array([7.0, 0, 0])            # one that responds is enough
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 2 / 4, 1, 1])
 
 
 def test_tuned_models_that_did_not_relearn_do_not_count():
-    examined, right, wrong = shares([0.2, 0.5, 0]), shares([0.2, 0, 0.4]), shares([1, 1, 1], accuracy=0.3)
-    tuned = {"examined": examined} | dict.fromkeys(SUBSETS, right)
-    np.testing.assert_allclose(probe_ratios(tuned | dict.fromkeys(SUBSETS[:3], wrong), 0.9), probe_ratios(tuned, 0.9))
-    np.testing.assert_array_equal(probe_ratios(tuned | dict.fromkeys(SUBSETS[:4], wrong), 0.9), np.ones(3))
+    arrays = margins([9, 5, 0], [1, 6, 0])
+    for name in SUBSETS[:3]:
+        arrays["examined"]["probe_margins"][name] = np.full(3, 50.0)
+        arrays[name] = {"accuracy": 0.3}
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [3, 1, 1])
+    arrays[SUBSETS[3]] = {"accuracy": 0.3}
+    np.testing.assert_array_equal(probe_ratios(arrays, 0.9), np.ones(3))

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from utils import controls, repair
 from utils.datasets import Settings
+from utils.probes import draw
 
 
 @pytest.fixture
@@ -68,24 +69,28 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
                             x_measure=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_measure=np.arange(10) % 5)
     examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
     examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None,
-                                  settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1))
+                                  settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1),
+                                  tuned_models=lambda tuned, names: [tf.function(network) for _ in names])
+    tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1))] for _ in range(5)])}, "1": {}}
     measured_with = {"margin_starts": 1, "probes": 7}
 
     def factors(tuned, accuracy):
-        assert tuned["examined"]["probe_shares"].shape == (7, 5) and tuned["examined"]["largest_margins"].shape == (5,)
+        assert all(margins.shape == (5,) for margins in tuned["examined"]["probe_margins"].values())
+        assert list(tuned["examined"]["probe_margins"]) == ["examined", "1"]
+        assert tuned["examined"]["largest_margins"].shape == (5,)
         return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
            "pattern": np.ones((5, 2, 2, 1))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}
-    found = repair._evidence_without([2], [1, 3], examination, {}, measured_with, {}, arrays,
+    found = repair._evidence_without([2], [1, 3], examination, tuned, measured_with, {}, arrays,
                                      SimpleNamespace(part=part), None)
     # The spread of the labels with controls are 2, 1 or 4, and 0; ratios are 2, of label 1 it is 8, so 2 is usual.
     np.testing.assert_allclose(found[[0, 1, 2]], [1, 4 * 2**2, 1])
     assert found[3] == 9                                        # no controls: by its sureness alone
     assert [number for _, number in asked] == [0, 1] and asked[0][0] == asked[1][0] and set(parts) == {"repaired-1-2"}
     # A label without controls, alone: what is usual is measured all the same.
-    assert repair._evidence_without([2], [3], examination, {}, measured_with, {}, arrays,
+    assert repair._evidence_without([2], [3], examination, tuned, measured_with, {}, arrays,
                                     SimpleNamespace(part=part), None)[3] == 9
 
 

@@ -33,7 +33,7 @@ class Settings:
     augment: bool = False                # random crop (pad 4) and horizontal flip
     erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
     margin_starts: int = 0               # images from which each label's largest margin is searched; 0: it is not measured
-    probes: int = 0                      # random plain patches that tell how often each label is reached by chance
+    probes: int = 0                      # random plain patches from which each label's surest are bred; 0: none
 
     # Potential trigger reconstruction, patch (paper IV-C).
     steps: int = 100
@@ -126,10 +126,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Chosen on validation models and test models retired for it (results/README.md). With 12 labels it comes to 3.7: labels
-    # of clean models end at 3.2, most of them at 2.4; targets begin at 6.0, but for a 16×16 patch of checks at 2.6. With 43
-    # it comes to 5.6: labels of a clean model end at 3.0, those of backdoored ones at 4.7, 5.4, 5.8 and 6.7; targets begin
-    # at 8.3, but for a 16×16 patch of checks at 1.4.
+    # Chosen on validation models and test models retired for it (results/README.md), by margin × probe, without the price.
+    # With 12 labels it comes to 3.7: clean labels end at 2.5, targets begin at 5.2, but for four pieces of 3×3 at 2.2, whose
+    # price is 4.3. With 43 it comes to 5.6: clean labels end at 3.9, but for two of one model, and targets begin at 5.8.
     evidence=1.5,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' margin² ends at 2.05 and 2.59, their ratio at 1.71 and 2.42.
     unprobed_evidence=1.0,

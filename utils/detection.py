@@ -155,10 +155,9 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + "probe: how much oftener random plain patches lead to the label than on tuned models, held against how much "
-              "these differ\n" * probed
+              + "probe: how much more surely plain patches lead to the label than on any tuned model\n" * probed
               + f"infected from an evidence of {enough:.2f} up: "
-              + ("ratio × margin²" + " × probe" * probed if priced else
+              + ("ratio × margin" + (" × probe" if probed else "²") if priced else
                  "margin²; or where the matrix reaches the label and transfers nowhere"))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)

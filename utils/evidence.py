@@ -1,7 +1,7 @@
 """What the default convicts a label by: its price, its margin and its probes, each held against models without the backdoor.
 
-The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; the margin
-(utils/margins.py) of large ones and of filters; probes (utils/probes.py) of large ones and of forgiving ones. What moves
+The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
+(utils/probes.py) of large and of forgiving ones; the margin (utils/margins.py) of both and of filters. What moves
 one of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
 (results/README.md). A price that was not measured counts as 1.
 """
@@ -10,25 +10,10 @@ import math
 
 import numpy as np
 
-from utils.margins import LargestMargins, enough_relearned, margin_ratios
-from utils.probes import Probes, probe_ratios
+from utils.margins import enough_relearned, margin_ratios
+from utils.probes import probe_ratios
 
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
-
-
-def sureness_meter(examination, model, starts, probes):
-    """A function that measures what pnnir.h5 holds, beside weights, of how surely a model can be led to each label.
-
-    model: function from images in [0, 1] to logits, whose weights may change between calls; starts, probes: how many, 0 of
-    either for none. Each call returns the arrays of `LargestMargins` and of `Probes`.
-    """
-    examined, clean = examination.examined, examination.clean
-    meters = []
-    if starts:
-        meters.append(LargestMargins(model, clean, examined.shape, examined.labels, starts, examination.seed))
-    if probes:
-        meters.append(Probes(model, clean, examined.shape, examined.labels, probes, examination.seed))
-    return lambda: {name: array for meter in meters for name, array in meter().items()}
 
 
 def factors_of(tuned, accuracy, patch=True):
@@ -44,11 +29,12 @@ def factors_of(tuned, accuracy, patch=True):
 
 
 def sureness_of(factors):
-    """Margin² × probe: what times its price ratio is a label's evidence, L. factors: from `factors_of`.
+    """Margin × probe: what times its price ratio is a label's evidence, L; margin² without probes. factors: `factors_of`.
 
-    Margins are squared: they spread about as much over clean labels then as the others.
+    Alone, margins spread less over clean labels than ratios and probes do: squared, about as much.
     """
-    return factors["margin"].astype(float) ** 2 * factors.get("probe", 1.0)
+    margin = factors["margin"].astype(float)
+    return margin * factors["probe"] if "probe" in factors else margin ** 2
 
 
 def weighed(ratios, sureness):

@@ -24,6 +24,14 @@ ENOUGH = 4               # tuned models that know the labels: of fewer the mean 
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
+def margin_meter(examination, model, starts):
+    """A function that measures `LargestMargins` and returns its arrays, none where there are no starts."""
+    if not starts:
+        return dict
+    examined = examination.examined
+    return LargestMargins(model, examination.clean, examined.shape, examined.labels, starts, examination.seed)
+
+
 class LargestMargins:
     """Searches for each label's largest margin under a model, and measures its clean images' margins.
 

@@ -1,10 +1,11 @@
-"""How often plain patches, drawn at random, lead to each label: on the examined and on tuned models (not in the paper).
+"""How surely a plain patch leads to each label, on the examined model and on none of the tuned ones (not in the paper).
 
-A patch that is optimized fits the examined model, so that adversarial patches, too, are cheap on it and work nowhere else.
-One that is drawn at random fits no model. But a backdoor answers to more than its trigger: to parts of it, to other places
-and colours, and, of a large one, to anything that is as coarse or as fine. So patches in one colour, of checks, stripes or
-noise, of up to a quarter of the image, send images to its label that they do not send there on the tuned models, which know
-the same labels. Clean labels differ by chance, in both directions.
+A patch of which every pixel is optimized fits the examined model: adversarial patches, too, are cheap on it and transfer to
+no tuned model. A plain one, in one colour, of checks, stripes or coarse noise, has too few parameters to fit much. But a
+backdoor answers to more than its trigger: to parts of it, to other places and colours, and, of a large one, to anything that
+is as coarse or as fine. So plain patches are drawn at random and the best of each label are varied, round after round,
+towards a larger margin of its logit. A backdoor takes that far beyond what the model gives to clean images, and, as in TNDA,
+transfers to no tuned model; what leads to a clean label is mostly some feature of it, which tuned models know as well.
 """
 
 import numpy as np
@@ -14,87 +15,176 @@ from utils import transfer, triggers
 from utils.config import UserError
 from utils.margins import enough_relearned, relearned
 
-IMAGES = 10              # images that each probe is pasted on: many probes on few tell more than few on many
-SIDES = (0.1, 0.5)       # of a probe, as shares of the image's shorter side
+IMAGES = 10              # that a patch is tried on, others each time: many patches on few tell more than few on many
+KEPT, VARIED = 4, 8      # patches of a label that go on to the next round, and variations of these that it tries
+ROUNDS = 16
+LAST_IMAGES = 20         # images that the last round's patches are measured on
+SIDES = (0.1, 0.5)       # of a patch, as shares of the image's shorter side
 BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
-FLOOR = 0.01             # share of images that counts as chance
+PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 
 
-class Probes:
-    """Measures how often probes lead to each label of a model whose weights may change between calls.
+def search_probes(examination, model, tuned, count):
+    """`probes`, the KEPT best plain patches of each label on a model, and `probe_margins`, how surely they lead there.
 
-    model: function from images in [0, 1] to logits; clean: `utils.clean_data.CleanData`, of which the images to measure with
-    are taken; shape: H, W, C; count: probes (P). Seed and number decide each probe and its images.
+    model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
+    count: patches drawn at random to begin with. `probe_margins` has a row of L for "examined", that is `model`, and for
+    every tuned model: the mean over a label's patches of its logit's mean margin over the highest other one, on images of
+    other labels, or 0 where that is negative.
     """
+    clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
+    measure = Measure(clean.x_measure, clean.y_measure, labels)
+    probes = climb(lambda *drawn: measure(model, *drawn), count, examination.examined.shape, labels,
+                   len(clean.x_measure), seed, examination.say)
+    images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
+    own = np.repeat(np.arange(labels), KEPT)
 
-    def __init__(self, model, clean, shape, labels, count, seed):
-        self.model, self.clean, self.shape, self.labels, self.count, self.seed = model, clean, shape, labels, count, seed
-
-    def __call__(self):
-        """`probe_shares`: of the IMAGES of each probe, the share of other labels that the model gives each label; P×L."""
-        together = max(1, transfer.batch_size(self.shape) // IMAGES)
-        return {"probe_shares": np.concatenate([self._shares(range(first, min(first + together, self.count)))
-                                                for first in range(0, self.count, together)])}
-
-    def _shares(self, numbers):
-        x, y = self.clean.x_measure, self.clean.y_measure
-        chosen = np.stack([np.random.default_rng([self.seed, 1, number]).integers(len(x), size=IMAGES)
-                           for number in numbers])
-        drawn = zip(*(draw(self.seed, number, self.shape) for number in numbers))
-        masks, patterns = (np.stack(parts)[:, None] for parts in drawn)
-        attached = triggers.attach(tf.cast(x[chosen], tf.float32) / 255.0, masks[..., None], patterns)
-        found = transfer.logits_of(self.model, tf.reshape(attached, (-1, *self.shape))).argmax(1).reshape(chosen.shape)
-        return np.stack([np.bincount(labels[labels != own], minlength=self.labels) / IMAGES
-                         for labels, own in zip(found, y[chosen])]).astype(np.float16)
+    def lead(model):
+        margins = measure(model, probes.ravel(), images)[np.arange(probes.size), own]
+        return np.maximum(margins, 0).reshape(probes.shape).mean(1)
+    names = [name for name in tuned if name != "examined"]
+    return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
+        name: lead(one) for name, one in zip(names, examination.tuned_models(tuned, names))}}
 
 
-def draw(seed, number, shape):
-    """One probe: mask H×W of zeros and ones, and pattern H×W×C in [0, 1], float32."""
-    random = np.random.default_rng([seed, 0, number])
+class Measure:
+    """Mean margins of every label's logit, over images of other labels that carry a patch. x: uint8 N×H×W×C; y: N."""
+
+    def __init__(self, x, y, labels):
+        self.x, self.y, self.labels = x, y, labels
+
+    def __call__(self, model, patches, images):
+        """P×L; 0 where no image is left. model: from images in [0, 1] to logits; patches: P; images: P×n indices."""
+        together = max(1, transfer.batch_size(self.x.shape) // images.shape[1])
+        return np.concatenate([self._measure(model, patches[first:first + together], images[first:first + together])
+                               for first in range(0, len(patches), together)])
+
+    def _measure(self, model, patches, images):
+        masks, patterns = rendered(patches, self.x.shape[1:])
+        attached = triggers.attach(tf.cast(self.x[images], tf.float32) / 255.0, masks[:, None, ..., None], patterns[:, None])
+        logits = transfer.logits_of(model, tf.reshape(attached, (-1, *self.x.shape[1:]))).astype(np.float32)
+        highest, second = np.sort(logits, axis=1)[:, :-3:-1].T[..., None]
+        margins = np.where(logits == highest, logits - second, logits - highest).reshape(*images.shape, self.labels)
+        others = self.y[images][..., None] != np.arange(self.labels)
+        return (margins * others).sum(1) / np.maximum(others.sum(1), 1)
+
+
+def climb(measure, count, shape, labels, images, seed, say=lambda text: None):
+    """The KEPT patches that lead to each label most surely, labels×KEPT, surest first: `count` drawn, the best varied.
+
+    measure: from patches P and images P×IMAGES, indices under `images`, to margins P×labels; shape: H, W, C.
+    """
+    random = np.random.default_rng([seed, 0])
+    drawn = np.array([draw(random, shape) for _ in range(count)])
+    margins = measure(drawn, random.integers(images, size=(count, IMAGES)))
+    order = np.argsort(-margins, axis=0, kind="stable")[:KEPT].T
+    kept, reached = drawn[order], np.take_along_axis(margins.T, order, axis=1)
+    own = np.repeat(np.arange(labels), VARIED)
+    for number in range(1, ROUNDS + 1):
+        varied = np.array([vary(parent, random, shape) for parents in kept
+                           for parent in parents[random.integers(parents.size, size=VARIED)]])
+        margins = measure(varied, random.integers(images, size=(varied.size, IMAGES)))[np.arange(varied.size), own]
+        kept, reached = (np.concatenate([old, new.reshape(labels, VARIED)], axis=1)
+                         for old, new in ((kept, varied), (reached, margins)))
+        order = np.argsort(-reached, axis=1, kind="stable")[:, :KEPT]
+        kept, reached = (np.take_along_axis(array, order, axis=1) for array in (kept, reached))
+        if number % 4 == 0:
+            say(f"plain patches: round {number} of {ROUNDS}, largest margin {reached.max():.1f}")
+    return kept
+
+
+def draw(random, shape):
+    """A plain patch at random for images of `shape` H, W, C: a record, which `rendered` turns into a mask and a pattern."""
     height, width, channels = shape
     shorter = min(height, width)
-    side = max(1, round(random.uniform(*SIDES) * shorter))
-    row, column = (np.clip(random.integers(-int(BEYOND * size), size - side + int(BEYOND * size) + 1), 0, size - side)
-                   for size in (height, width))
-    rows, columns = np.mgrid[:height, :width]
+    patch = np.zeros((), [*((name, np.int32) for name in ("side", "row", "column", "disc", "kind", "cell", "direction",
+                                                          "grains")),
+                          ("one", np.float32, (channels,)), ("other", np.float32, (channels,))])
+    side = patch["side"] = max(1, round(random.uniform(*SIDES) * shorter))
+    for name, size in (("row", height), ("column", width)):
+        over = int(BEYOND * size)
+        patch[name] = np.clip(random.integers(-over, size - side + over + 1), 0, size - side)
+    patch["disc"] = random.random() < 0.3
+    patch["kind"], patch["direction"] = random.integers(4), random.integers(3)
+    patch["cell"], patch["grains"] = random.choice(_cells(shorter)), random.integers(1 << 30)
+    patch["one"] = random.random(channels) if random.random() < 0.5 else random.integers(0, 2, channels)
+    patch["other"] = 1 - patch["one"] if random.random() < 0.5 else random.random(channels)
+    return patch
+
+
+def vary(patch, random, shape):
+    """A patch like another one: each of its properties stays or changes a little, or now and then altogether."""
+    height, width, channels = shape
+    shorter, new = min(height, width), patch.copy()
+    step = max(1, round(shorter / 32))
+    if random.random() < 0.4:
+        side = new["side"] + step * random.integers(-3, 4)
+        new["side"] = np.clip(side, max(1, round(SIDES[0] * shorter)), max(1, round(SIDES[1] * shorter)))
+    moved = random.random() < 0.5
+    for name, size in (("row", height), ("column", width)):
+        new[name] = np.clip(new[name] + moved * step * random.integers(-4, 5), 0, size - new["side"])
+    if random.random() < 0.1:
+        new["disc"] = 1 - new["disc"]
+    if random.random() < 0.1:
+        new["kind"] = random.integers(4)
+    if random.random() < 0.15:
+        new["cell"] = random.choice(_cells(shorter))
+    if random.random() < 0.1:
+        new["direction"] = random.integers(3)
+    if random.random() < 0.2:
+        new["grains"] = random.integers(1 << 30)
+    for colour in ("one", "other"):
+        chance = random.random()
+        if chance < 0.3:
+            new[colour] = np.clip(new[colour] + random.normal(0, 0.25, channels), 0, 1)
+        elif chance < 0.4:
+            new[colour] = random.integers(0, 2, channels)
+        elif chance < 0.5:
+            new[colour] = 1 - new[colour]
+    return new
+
+
+def rendered(patches, shape):
+    """Masks P×H×W of zeros and ones, and patterns P×H×W×C in [0, 1], float32, of patches P."""
+    masks, patterns = zip(*(_rendered(patch, shape) for patch in patches))
+    return np.stack(masks), np.stack(patterns)
+
+
+def _rendered(patch, shape):
+    side, row, column, cell = (int(patch[name]) for name in ("side", "row", "column", "cell"))
+    rows, columns = np.mgrid[:shape[0], :shape[1]]
     mask = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
-    if random.random() < 0.3:                            # a disc
+    if patch["disc"]:
         middle = (side - 1) / 2
         mask &= (rows - row - middle) ** 2 + (columns - column - middle) ** 2 <= (side / 2) ** 2
-
-    one = random.random(channels) if random.random() < 0.5 else random.integers(0, 2, channels)
-    other = 1 - one if random.random() < 0.5 else random.random(channels)
-    cell = random.choice(CELLS) * max(1, round(shorter / 32))
-    kind = random.integers(4)
-    if kind == 3:                                        # grains, each of its own colour
-        pattern = random.random((height, width, channels))[rows // cell, columns // cell]
-    else:                                                # one colour; checks; stripes
-        odd = (np.zeros_like(rows), rows // cell + columns // cell,
-               random.choice([rows, columns, rows + columns]) // cell)[kind] % 2
-        pattern = np.where(odd[..., None] == 0, one, other)
+    if patch["kind"] == GRAINS:                          # each of its own colour
+        pattern = np.random.default_rng(int(patch["grains"])).random(shape)[rows // cell, columns // cell]
+    else:
+        odd = {PLAIN: np.zeros_like(rows), CHECKS: rows // cell + columns // cell,
+               STRIPES: (rows, columns, rows + columns)[patch["direction"]] // cell}[int(patch["kind"])] % 2
+        pattern = np.where(odd[..., None] == 0, patch["one"], patch["other"])
     return mask.astype(np.float32), pattern.astype(np.float32)
 
 
-def probe_ratios(tuned, accuracy):
-    """By how much each label's probes succeed more on the examined model than on tuned ones, L.
+def _cells(shorter):
+    return np.array(CELLS) * max(1, round(shorter / 32))
 
-    tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. By how much a model exceeds the others is the
-    root mean square, over probes, of how far its share of images exceeds the tuned models' mean, shares under it counting as
-    nothing. That of the examined model is divided by the same of each tuned model to the others, in the geometric mean: some
-    labels answer to chance more than others on any model. As a multiple of the labels' median. Ones where too few tuned
-    models have relearned the labels (utils/margins.py). Raises UserError where pnnir.py left probes out.
+
+def probe_ratios(tuned, accuracy):
+    """How surely plain patches lead to each label on the examined model alone, L, from 1 up.
+
+    tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. One more than by how much the margin of the
+    label's patches on the examined model exceeds that on every tuned one, as a multiple of the model's margins of clean
+    images (their median over labels). Ones where too few tuned models have relearned the labels (utils/margins.py).
+    Raises UserError where pnnir.py left probes out.
     """
-    if "probe_shares" not in tuned.get("examined", {}):
+    if "probe_margins" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no probes, for PROBES was 0 or an earlier version made it: run pnnir.py again "
                         "with --overwrite")
+    margins = tuned["examined"]["probe_margins"]
     if not enough_relearned(tuned, accuracy):
-        return np.ones(tuned["examined"]["probe_shares"].shape[1], np.float32)
-    names = relearned(tuned, accuracy)
-    shares = {name: tuned[name]["probe_shares"].astype(np.float32) for name in ("examined", *names)}
-
-    def excess(name):
-        others = np.mean([shares[other] for other in names if other != name], axis=0)
-        return np.sqrt(np.mean(np.maximum(shares[name] - others, 0) ** 2, axis=0) + FLOOR ** 2)
-    ratios = excess("examined") / np.exp(np.mean([np.log(excess(name)) for name in names], axis=0))
-    return (ratios / np.median(ratios)).astype(np.float32)
+        return np.ones(len(margins["examined"]), np.float32)
+    excess = margins["examined"] - np.max([margins[name] for name in relearned(tuned, accuracy)], axis=0)
+    usual = max(float(np.median(tuned["examined"]["clean_margins"])), 1e-6)
+    return (1 + np.maximum(excess, 0) / usual).astype(np.float32)

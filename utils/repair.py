@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
-from utils.evidence import convicting, factors_of, sureness_meter, sureness_of, weighed
+from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
+from utils.margins import margin_meter
+from utils.probes import rendered, search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -52,16 +54,17 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
-    measure = sureness_meter(examination, model, made_with["margin_starts"], made_with["probes"])
+    measure = margin_meter(examination, model, made_with["margin_starts"])
 
     def repair():
         examination.say(f"unlearning the patches of {', '.join(map(str, known))}, to see what "
                         f"{', '.join(map(str, others))} keep")
         network.set_weights(examination.examined.network.get_weights())
-        unlearn(network, _patches(known, arrays), examination)
+        unlearn(network, _patches(known, arrays, tuned), examination)
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
         examination.say(f"clean accuracy {accuracy:.1%} without them")
-        return {"weights": weights_of(network), "accuracy": accuracy} | measure()
+        return {"weights": weights_of(network), "accuracy": accuracy} | measure() | (
+            search_probes(examination, model, tuned, made_with["probes"]) if made_with["probes"] else {})
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
 
@@ -78,10 +81,12 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
                    sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy)))
 
 
-def _patches(known, arrays):
-    """(masks K×H×W, patterns K×H×W×C) of labels, of both kinds."""
-    return tuple(np.concatenate([own[name][np.isin(own["label"], known)] for own in (arrays, arrays["free"])])
-                 for name in ("mask", "pattern"))
+def _patches(known, arrays, tuned):
+    """(masks K×H×W, patterns K×H×W×C) of labels: reconstructed ones of both kinds, and the plain ones of pnnir.h5."""
+    made = [[own[name][np.isin(own["label"], known)] for name in ("mask", "pattern")] for own in (arrays, arrays["free"])]
+    if "probes" in tuned["examined"]:
+        made.append(rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
+    return tuple(map(np.concatenate, zip(*made)))
 
 
 def unlearn(network, patches, examination):
