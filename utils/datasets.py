@@ -126,10 +126,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Chosen on validation models and test models retired for it (results/README.md), by margin × probe, without the price.
-    # With 12 labels it comes to 3.7: clean labels end at 2.5, targets begin at 5.2, but for four pieces of 3×3 at 2.2, whose
-    # price is 4.3. With 43 it comes to 5.6: clean labels end at 3.9, but for two of one model, and targets begin at 5.8.
-    evidence=1.5,
+    # Half-way, as a factor, between clean models' labels, up to 1.6 ln(labels), and targets, from 2.6 ln(labels) up, of
+    # validation models and of test models retired for it (results/README.md). It comes to 5.0 with 12 labels, 7.5 with 43.
+    evidence=2.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' margin² ends at 2.05 and 2.59, their ratio at 1.71 and 2.42.
     unprobed_evidence=1.0,
     transfer_threshold=0.1,
