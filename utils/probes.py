@@ -78,20 +78,23 @@ def climb(measure, count, shape, labels, images, seed, say=lambda text: None):
     random = np.random.default_rng([seed, 0])
     drawn = np.array([draw(random, shape) for _ in range(count)])
     margins = measure(drawn, random.integers(images, size=(count, IMAGES)))
-    order = np.argsort(-margins, axis=0, kind="stable")[:KEPT].T
-    kept, reached = drawn[order], np.take_along_axis(margins.T, order, axis=1)
+    kept, reached = _best(np.broadcast_to(drawn, margins.T.shape), margins.T)
     own = np.repeat(np.arange(labels), VARIED)
     for number in range(1, ROUNDS + 1):
         varied = np.array([vary(parent, random, shape) for parents in kept
                            for parent in parents[random.integers(parents.size, size=VARIED)]])
         margins = measure(varied, random.integers(images, size=(varied.size, IMAGES)))[np.arange(varied.size), own]
-        kept, reached = (np.concatenate([old, new.reshape(labels, VARIED)], axis=1)
-                         for old, new in ((kept, varied), (reached, margins)))
-        order = np.argsort(-reached, axis=1, kind="stable")[:, :KEPT]
-        kept, reached = (np.take_along_axis(array, order, axis=1) for array in (kept, reached))
+        kept, reached = _best(*(np.concatenate([old, new.reshape(labels, VARIED)], axis=1)
+                                for old, new in ((kept, varied), (reached, margins))))
         if number % 4 == 0:
             say(f"plain patches: round {number} of {ROUNDS}, largest margin {reached.max():.1f}")
     return kept
+
+
+def _best(patches, margins):
+    """The KEPT patches of the largest margins in each row, largest first, and these margins. Both labels×any number."""
+    order = np.argsort(-margins, axis=1, kind="stable")[:, :KEPT]
+    return np.take_along_axis(patches, order, axis=1), np.take_along_axis(margins, order, axis=1)
 
 
 def draw(random, shape):
@@ -117,7 +120,7 @@ def vary(patch, random, shape):
     """A patch like another one: each of its properties stays or changes a little, or now and then altogether."""
     height, width, channels = shape
     shorter, new = min(height, width), patch.copy()
-    step = max(1, round(shorter / 32))
+    step = _pixel(shorter)
     if random.random() < 0.4:
         side = new["side"] + step * random.integers(-3, 4)
         new["side"] = np.clip(side, max(1, round(SIDES[0] * shorter)), max(1, round(SIDES[1] * shorter)))
@@ -168,7 +171,12 @@ def _rendered(patch, shape):
 
 
 def _cells(shorter):
-    return np.array(CELLS) * max(1, round(shorter / 32))
+    return np.array(CELLS) * _pixel(shorter)
+
+
+def _pixel(shorter):
+    """How many pixels of the image count as one of a 32×32 image."""
+    return max(1, round(shorter / 32))
 
 
 def probe_ratios(tuned, accuracy):

@@ -54,7 +54,6 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
-    measure = margin_meter(examination, model, made_with["margin_starts"])
 
     def repair():
         examination.say(f"unlearning the patches of {', '.join(map(str, known))}, to see what "
@@ -63,7 +62,8 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         unlearn(network, _patches(known, arrays, tuned), examination)
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
         examination.say(f"clean accuracy {accuracy:.1%} without them")
-        return {"weights": weights_of(network), "accuracy": accuracy} | measure() | (
+        margins = margin_meter(examination, model, made_with["margin_starts"])()
+        return {"weights": weights_of(network), "accuracy": accuracy} | margins | (
             search_probes(examination, model, tuned, made_with["probes"]) if made_with["probes"] else {})
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
