@@ -131,10 +131,10 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     np.testing.assert_array_equal(again["probe_margins"]["examined"], margins["examined"])
 
 
-def margins(examined, tuned, clean=(2.0, 4.0, 9.0)):
+def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
     """Arrays of pnnir.h5 of an examined model and seven tuned ones of these probe margins."""
     rows = {"examined": np.array(examined, float)} | {name: np.array(tuned, float) for name in SUBSETS}
-    return {"examined": {"probe_margins": rows, "clean_margins": np.array(clean)}} | {
+    return {"examined": {"probe_margins": rows, "clean_margins": np.array(clean), "largest_margins": np.array(largest)}} | {
         name: {"accuracy": 0.9} for name in SUBSETS}
 
 
@@ -143,6 +143,11 @@ def test_a_ratio_is_of_what_exceeds_every_tuned_model():
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
     arrays["examined"]["probe_margins"]["23"] = np.array([7.0, 0, 0])            # one that responds is enough
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 2 / 4, 1, 1])
+
+
+def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_images():
+    np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], largest=(30, 320, 990)), 0.9), [1 + 8 / 16, 1, 1])
+    np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], clean=(-2, -1, 3)), 0.9), [1 + 8 / 2, 1, 1])
 
 
 def test_tuned_models_that_did_not_relearn_do_not_count():

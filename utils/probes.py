@@ -21,6 +21,7 @@ ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's patches are measured on
 SIDES = (0.1, 0.5)       # of a patch, as shares of the image's shorter side
 BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
+UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 
@@ -184,7 +185,8 @@ def probe_ratios(tuned, accuracy):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. One more than by how much the margin of the
     label's patches on the examined model exceeds that on every tuned one, as a multiple of the model's margins of clean
-    images (their median over labels). Ones where too few tuned models have relearned the labels (utils/margins.py).
+    images, or of UNSURE of its largest margins where that is more (medians over labels). Ones where too few tuned models
+    have relearned the labels (utils/margins.py).
     Raises UserError where pnnir.py left probes out.
     """
     if "probe_margins" not in tuned.get("examined", {}):
@@ -194,5 +196,6 @@ def probe_ratios(tuned, accuracy):
     if not enough_relearned(tuned, accuracy):
         return np.ones(len(margins["examined"]), np.float32)
     excess = margins["examined"] - np.max([margins[name] for name in relearned(tuned, accuracy)], axis=0)
-    usual = max(float(np.median(tuned["examined"]["clean_margins"])), 1e-6)
+    clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
+    usual = max(float(clean), UNSURE * float(largest), 1e-6)
     return (1 + np.maximum(excess, 0) / usual).astype(np.float32)
