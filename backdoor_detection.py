@@ -34,7 +34,7 @@ UNPROBED_EVIDENCE: float | None = None   # the same where too few tuned models k
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import evidence_of, measure_transfers, report
+from utils.detection import evidence_of, measure_transfers, report, require_preserved
 from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence",
@@ -46,8 +46,9 @@ def main():
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
         found, made_with, potential_triggers = examination.read(
             "potential_triggers", "potential_triggers_reconstruction.py", pnnir=pnnir)
-        preserved, _, preserved_triggers = examination.read(
+        preserved, kept_with, preserved_triggers = examination.read(
             "preserved_triggers", "critical_features_preservation.py", potential_triggers=potential_triggers)
+        require_preserved(kept_with, examination.settings)
         evidence = evidence_of(examination, tuned, found, made_with)
         inputs = {"pnnir": pnnir, "potential_triggers": potential_triggers, "preserved_triggers": preserved_triggers}
         with examination.stage("detection", FIELDS, **inputs) as stage:

@@ -40,7 +40,7 @@ def main():
     for examination in examinations(globals()):
         found, _, potential_triggers = examination.read("potential_triggers", "potential_triggers_reconstruction.py")
         with examination.stage("preserved_triggers", FIELDS, potential_triggers=potential_triggers,
-                               feature_map=FEATURE_MAP or None) as stage:
+                               feature_map=examination.examined.feature_map) as stage:
             if stage.finished:
                 examination.say(f"{stage.path} is there already")
                 continue

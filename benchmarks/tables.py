@@ -81,12 +81,12 @@ def read_scans(zoo, results, models, kept=None):
     scans, missing = [], []
     for data, name, _ in read_zoo(zoo):
         report = models / data / f"{name}.json"
-        trained = json.loads(report.read_text()) if report.exists() else {"attacks": []}
-        attacks, folder, found = trained["attacks"], results / data / name, 0
+        trained = json.loads(report.read_text()) if report.exists() else {}
+        attacks, folder, found = trained.get("attacks", []), results / data / name, 0
         left = json.loads((folder / "leftover.json").read_text()) if (folder / "leftover.json").exists() else {}
         for stage, filters in (("detection", False), ("detection_feature_space", True)):
             key = results.name, data, name, stage
-            if (folder / f"{stage}.json").exists():
+            if trained and (folder / f"{stage}.json").exists():     # a verdict says nothing without the truth
                 verdict = json.loads((folder / f"{stage}.json").read_text())
                 of_kind = [attack for attack in attacks if (attack["kind"] == "filter") == filters]
                 scans.append(dict(zip(("results", "dataset", "name", "stage"), key)) | {

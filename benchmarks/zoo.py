@@ -7,6 +7,7 @@ the same command goes on where it stopped; each model's output is in RESULTS/DAT
     python -m benchmarks.zoo --zoo benchmarks/validation_zoo.txt --processes 2
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -35,8 +36,12 @@ FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detect
 
 
 def main():
-    known = {(dataset, name) for results, dataset, name, _ in read_figures(FIGURES) if results == pathlib.Path(RESULTS).name}
-    models = [model for model in read_zoo(ZOO) if model[:2] not in known and (not DATASETS or model[0] in DATASETS)]
+    known = {key[1:] for key in read_figures(FIGURES) if key[0] == pathlib.Path(RESULTS).name}
+
+    def verdicts(row, name, flags):
+        return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))
+                for stages in stages_of(dataset(row), flags)}
+    models = [model for model in read_zoo(ZOO) if not verdicts(*model) <= known and (not DATASETS or model[0] in DATASETS)]
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,
                                 "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -76,12 +81,16 @@ def scan_key(scan):
     return scan["results"], scan["dataset"], scan["name"], scan["stage"]
 
 
+def stages_of(row, flags):
+    """The scripts after pnnir.py that a model's triggers ask for, those of patches, of filters, or both."""
+    attacks = {word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:"))}
+    return [PATCH] * (not attacks or bool(attacks - {"filter"})) + [FILTER] * (
+        row.shape[-1] == 3 and (not attacks or "filter" in attacks))
+
+
 def commands(row, name, flags):
     """Every command that one model needs, in order."""
-    attacks = [word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:"))]
-    stages = ["pnnir.py"]
-    stages += PATCH if not attacks or set(attacks) - {"filter"} else ()
-    stages += FILTER if row.shape[-1] == 3 and (not attacks or "filter" in attacks) else ()
+    stages = ["pnnir.py", *itertools.chain(*stages_of(row, flags))]
     yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, "--precision", PRECISION, *flags]
     for stage in (*stages, "-m benchmarks.leftover"):
         yield [*stage.split(), "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras",

@@ -111,3 +111,10 @@ def test_what_is_usual_is_the_median_within_bounds():
 
 def test_controls_are_averaged_in_their_logarithms():
     assert controls.typical(np.array([2.0, 8.0])) == pytest.approx(4.0)
+
+
+def test_patches_that_cost_nothing_have_ratios_all_the_same():
+    """Without a price of pixels, one that is sure of every image costs exactly 0 in float32."""
+    own = {"label": np.arange(2), "cost": np.array([0.0, 2.0], np.float32)}
+    found = controls.ratios_of(own, {"label": np.arange(2), "cost": np.array([[1.0, 4.0], [0.0, 0.0]])})
+    assert found[0] == pytest.approx(2e6) and found[1] == pytest.approx(5e-7)

@@ -9,7 +9,7 @@ import pytest
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
-                             weigh)
+                             require_preserved, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -116,3 +116,9 @@ def test_a_filter_that_erases_the_image_is_no_backdoor():
 def test_filters_have_a_threshold_of_their_own():
     both = replace(TNDA, filter_random_threshold=0.95)
     assert random_under(both, {"matrix": None}) == 0.95 and random_under(both, {"mask": None, "pattern": None}) == 0.6
+
+
+def test_labels_whose_whole_mask_was_kept_are_not_judged():
+    require_preserved({"random_threshold": 0.6}, Settings(random_threshold=0.7))
+    with pytest.raises(UserError, match="RANDOM_THRESHOLD 0.6 is under the 0.9 that triggers were preserved with"):
+        require_preserved({"random_threshold": 0.9}, Settings(random_threshold=0.6))

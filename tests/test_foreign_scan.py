@@ -93,6 +93,37 @@ def test_legacy_h5_from_file_to_verdict(scene, complete, tmp_path):
     assert legacy["labels"] == expected["labels"] and legacy["infected_labels"] == expected["infected_labels"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_arithmetic_from_file_to_verdict(scene, tmp_path, precision):
+    """A sum written `x + y` is the last feature map, and arithmetic gives the logits."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(4, 3, 2, name="conv1")(inputs * 2.0 - 1.0)
+    y = keras.ops.relu(layers.Conv2D(4, 3, padding="same", name="conv2")(x))
+    x = layers.GlobalAveragePooling2D()(x + y)
+    logits = layers.Dense(LABELS, name="class")(keras.ops.relu(layers.Dense(8, name="full")(x))) * 1.5
+    keras.Model(inputs, logits, name="My sum").save(tmp_path / "sum.keras")
+    for script in PATCH:
+        scan(script, scene, tmp_path / "results", MODELS=[str(tmp_path / "sum.keras")], PRECISION=precision,
+             ALLOW_LOW_ACCURACY=True)
+    found = verdict(tmp_path / "results" / "custom" / "sum")
+    assert sorted(found["infected_labels"] + found["clean_labels"]) == list(range(LABELS))
+
+
+@pytest.mark.parametrize("name", ["conv (1)", "é", "..", "a b"])
+def test_a_layer_of_a_name_that_tensorflow_does_not_compile_is_refused(scene, tmp_path, capsys, name):
+    inputs = keras.Input((SIDE, SIDE, 3))
+    features = layers.Flatten()(layers.Conv2D(4, 3, name="conv")(inputs))
+    model = keras.Model(inputs, layers.Dense(LABELS)(layers.Dense(8)(features)))
+    config = json.loads(model.to_json())
+    model.save_weights(tmp_path / "named.weights.h5")
+    text = json.dumps(config).replace('"conv"', json.dumps(name))
+    (tmp_path / "named.json").write_text(text)
+    said = complaint(capsys, "pnnir", scene, tmp_path / "results", MODELS=[str(tmp_path / "named.weights.h5")],
+                     ARCHITECTURE=str(tmp_path / "named.json"))
+    assert f"a layer named {name!r}" in said and "rename it" in said
+
+
 def test_tensorflow_1_checkpoint_and_published_images_from_file_to_verdict(tmp_path, monkeypatch):
     row = replace(DATASETS["mnist"], shape=(SIDE, SIDE, 1), labels=LABELS,
                   network_options={"widths": ((4, 4), (4, 4)), "hidden": 8})

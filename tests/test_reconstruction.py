@@ -1,5 +1,6 @@
 """Reconstruction: labels together are labels one at a time, and the objective is the paper's."""
 
+import zlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from utils import reconstruction as reconstruction_module
 from utils import transfer
-from utils.clean_data import Sampler, images_of_others
+from utils.clean_data import Sampler, images_of_all, images_of_others
 from utils.config import UserError
 from utils.datasets import Settings
 from utils.reconstruction import (ColourTrigger, PatchTrigger, Reconstructor, reconstruct_filters, reconstruct_patches,
@@ -66,7 +67,7 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
     examination = SimpleNamespace(
         examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
         settings=replace(Settings(), steps=6, filter_steps=6, mask_start=0.4, pixel_price=0.04),
-        measured=images_of_others(labels, range(LABELS), 20, 3))
+        measured=images_of_others(labels, range(LABELS), 20, 3), evenly=images_of_all(labels, 20, 3))
     stage = SimpleNamespace(part=lambda key, compute: parts.append(key) or compute())
     found, compilations = [], []
     for chunk in (4, 2, 3, 1):
@@ -75,7 +76,7 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
         found.append(Reconstructor(kind, examination, models, "examined/123", stage, chunk)([0, 2, 3]))
         compilations.append(len(traced))
     # A run that goes on with a short chunk, and later labels in a larger one than the first.
-    done = {"examined-123-0-2": {name: array[:2] for name, array in found[0].items()}}
+    done = {key_of("examined-123", [0, 2]): {name: array[:2] for name, array in found[0].items()}}
     stopped = SimpleNamespace(part=lambda key, compute: done[key] if key in done else compute())
     reconstruct = Reconstructor(kind, examination, models, "examined/123", stopped, 2)
     found.append(reconstruct([0, 2, 3]))
@@ -83,7 +84,7 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
     grown = [four([0, 2, 3, 1])["cost"][:2], four([0, 2, 3])["cost"][:2]]
     np.testing.assert_allclose(grown[0], grown[1], atol=2e-3)
     del parts[-3:]
-    assert parts == [f"examined-123-{labels}" for labels in ("0-3", "0-2", "3-3", "0-3", "0-0", "2-2", "3-3")]
+    assert parts == [key_of("examined-123", labels) for labels in ([0, 2, 3], [0, 2], [3], [0, 2, 3], [0], [2], [3])]
     assert compilations == compilations[:1] * 4
     assert ("collapse" in found[0]) == (kind is ColourTrigger)
     for other in found[1:]:
@@ -97,7 +98,8 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
     reconstruct = Reconstructor(kind, examination, models, "examined/123", stage, 4)
     for restart in (0, 2, 0, 2):      # another start is other draws, but not another compilation
         found.append(reconstruct([0, 2, 3], restart))
-    assert parts[-2:] == ["examined-123-0-3", "examined-123-0-3-again-2"] and len(traced) == compilations[0]
+    whole = key_of("examined-123", [0, 2, 3])
+    assert parts[-2:] == [whole, whole + "-again-2"] and len(traced) == compilations[0]
     anew = Reconstructor(kind, examination, models, "examined/123", stage, 4)([0, 2, 3], 2)
     for name, array in anew.items():
         np.testing.assert_array_equal(found[-2][name], found[0][name])
@@ -113,7 +115,8 @@ def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
     def found(**changes):
         examination = SimpleNamespace(
             examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
-            settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3))
+            settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3),
+            evenly=images_of_all(labels, 20, 3))
         stage = SimpleNamespace(part=lambda key, compute: compute())
         return reconstruct_patches(examination, {"examined": attacked, "123": control}, stage)
 
@@ -156,18 +159,19 @@ def test_measuring_labels_together_is_measuring_them_one_by_one(scene, monkeypat
     arrays = {"mask": random.uniform(size=(3, 8, 8)).astype(np.float32),
               "pattern": random.uniform(size=(3, *SHAPE)).astype(np.float32)}
     chosen, targets = images_of_others(labels, range(LABELS), 11, 0)[1:], [1, 2, 3]
-    expected, one_label = [], []
+    expected, one_label, evenly = [], [], images_of_all(labels, 11, 0)
     for row, target in enumerate(targets):
         attached = transfer.attach(images[chosen[row]], transfer.trigger_of(arrays, row))
         logits = model(attached).numpy()
         entropy = keras.losses.sparse_categorical_crossentropy(np.full(11, target), logits, from_logits=True)
         expected.append([np.mean(logits.argmax(1) == target), np.mean(entropy)])
-        one_label.append(np.bincount(logits.argmax(1)).max() / 11)
+        share = np.bincount(model(transfer.attach(images[evenly], transfer.trigger_of(arrays, row))).numpy().argmax(1)).max()
+        one_label.append((share / len(evenly) - 1 / LABELS) / (1 - 1 / LABELS))
     for images_at_once in (4, 25, 100):
         monkeypatch.setattr(transfer, "PIXELS", images_at_once * 64)
         measured = np.transpose(transfer.measure(model, images, chosen, arrays, targets))
         np.testing.assert_allclose(measured, expected, rtol=1e-5)
-        np.testing.assert_allclose(transfer.collapse(model, images, chosen, arrays), one_label)
+        np.testing.assert_allclose(transfer.collapse(model, images, evenly, arrays), one_label, atol=1e-6)
 
 
 def test_first_step_follows_the_gradient_of_the_stated_loss(scene):
@@ -231,6 +235,11 @@ def test_balanced_batches_draw_rare_labels_as_often_as_frequent_ones():
     assert 0.45 < np.mean(drawn) < 0.55
 
 
+def key_of(pair, labels):
+    """The part that keeps these labels' triggers: labels between the first and the last count."""
+    return f"{pair}-{labels[0]}-{labels[-1]}-{zlib.crc32(np.array(labels, np.int64).tobytes()):08x}"
+
+
 def test_images_to_measure_on_never_show_the_target():
     labels = np.repeat(np.arange(3), 10)
     chosen = images_of_others(labels, range(3), 200, seed=0)
@@ -238,6 +247,26 @@ def test_images_to_measure_on_never_show_the_target():
     for target in range(3):
         assert target not in labels[chosen[target]]
         assert len(set(chosen[target])) == 20
+
+
+def test_a_target_of_most_images_has_those_of_the_others_several_times():
+    labels = np.array([0] * 18 + [1] * 2)
+    chosen = images_of_others(labels, range(2), 200, seed=0)
+    assert chosen.shape == (2, 18)
+    assert sorted(chosen[0]) == [18] * 9 + [19] * 9 and sorted(chosen[1]) == list(range(18))
+
+
+def test_a_filter_that_leaves_two_labels_apart_has_not_erased_the_images():
+    """Of other labels than the target there is one only, on which a good model gives one label, too."""
+    images = np.repeat(np.array([0, 255], np.uint8), 20)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    labels = np.repeat([0, 1], 20)
+    evenly = images_of_all(labels, 20, 0)
+    assert np.bincount(labels[evenly]).tolist() == [10, 10]
+    matrices = np.stack([np.eye(3), np.zeros((3, 3))]).astype(np.float32)
+    by_light = tf.function(lambda x: tf.stack([0.5 - x[:, 0, 0, 0], x[:, 0, 0, 0] - 0.5], axis=1))
+    np.testing.assert_allclose(transfer.collapse(by_light, images, evenly, {"matrix": matrices}), [0, 1])
+    uneven = images_of_all(np.array([0] * 30 + [1] * 3 + [2] * 9), 200, 0)
+    assert len(uneven) == 9
 
 
 def test_the_release_carries_adam_from_label_to_label(scene):
@@ -250,11 +279,11 @@ def test_the_release_carries_adam_from_label_to_label(scene):
         examination = SimpleNamespace(
             examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
             settings=replace(Settings(), steps=6, mask_start=0.4, adam_kept=kept),
-            measured=images_of_others(labels, range(LABELS), 20, 3))
+            measured=images_of_others(labels, range(LABELS), 20, 3), evenly=images_of_all(labels, 20, 3))
         for asked in ([0, 2], [2]):
             reconstruct = Reconstructor(PatchTrigger, examination, {"examined": attacked, "123": control}, "examined/123",
                                         stage, 1)
             results[kept, len(asked)] = reconstruct(asked)["pattern"][-1]
-    assert parts == ["examined-123-0-2", "examined-123-2-2", "examined-123-0-0", "examined-123-2-2", "examined-123-2-2"]
+    assert parts == [key_of("examined-123", asked) for asked in ([0, 2], [2], [0], [2], [2])]
     np.testing.assert_allclose(results[False, 2], results[False, 1], atol=1e-5)
     assert np.abs(results[True, 2] - results[True, 1]).max() > 0.05

@@ -199,3 +199,22 @@ def test_erasing_puts_noise_or_one_colour_into_one_rectangle_of_most_images():
     assert np.max(sizes, axis=0).tolist() <= [10, 15] and np.max(sizes, axis=0).min() >= 8
     assert 0.3 < np.mean(colours) < 0.7
     np.testing.assert_array_equal(tuning.erase(images, 3, tf.constant(5), 0.0).numpy(), images)
+
+
+def test_normalizations_of_both_kinds_start_anew_and_so_does_the_dropout_inside_attention():
+    inputs = keras.Input((6, 4))
+    x = keras.layers.RMSNormalization(name="rms")(keras.layers.LayerNormalization(name="norm")(inputs))
+    network = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 2, dropout=0.5, name="attention")(x, x))
+    for layer in network.layers[1:3]:
+        layer.set_weights([weight * 3 + 1 for weight in layer.get_weights()])
+    tuning.reinitialise(network.layers[1:3], 0.1, 0)
+    assert network.get_layer("rms").get_weights()[0].tolist() == [1] * 4
+    assert [weight.tolist() for weight in network.get_layer("norm").get_weights()] == [[1] * 4, [0] * 4]
+    images = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+
+    def draw():
+        tuning.reset_random_layers(network, 5)
+        return np.asarray(network(images, training=True))
+    first = draw()
+    assert not np.array_equal(np.asarray(network(images, training=True)), first)
+    np.testing.assert_array_equal(draw(), first)

@@ -98,14 +98,16 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     (tmp_path / "models/signs/three.json").write_text(json.dumps(
         {"attacks": [{"kind": "patch", "target": 1, "asr": 0.01, "share": 0.02, "spec": "patch:target=1"}]}))
     shutil.copytree(folder, folder.parent / "three")
-    (tmp_path / "zoo.txt").write_text("signs one --poisoning-rate 0.05\nsigns two\nsigns three")
+    shutil.copytree(folder, folder.parent / "four")
+    (tmp_path / "zoo.txt").write_text("signs one --attack patch:target=2 --poisoning-rate 0.05\nsigns two\n"
+                                     "signs three --attack patch:target=1\nsigns four --attack filter:target=1")
     for name, value in {"ZOO": tmp_path / "zoo.txt", "RESULTS": [str(tmp_path / "scans")], "MODELS": tmp_path / "models",
                         "FIGURES": tmp_path / "figures.jsonl", "MODEL_ROWS": True}.items():
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
     assert "| `signs/one` | 4×4 red, top, 5% poisoning | 2 | 2: 3.00, 1.50, 2.00, **13.50** |  |" in first
-    assert "not finished: signs/two" in first
+    assert "not finished: signs/two, signs/four" in first        # the truth about four is not known
     assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
     shutil.rmtree(tmp_path / "scans")
     tables.main()
@@ -116,7 +118,10 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     monkeypatch.setattr(zoo, "RESULTS", str(tmp_path / "scans"))
     monkeypatch.setattr(zoo, "scan", lambda dataset, name, *_: scanned.append(name))
     zoo.main()
-    assert scanned == ["two"]
+    assert scanned == ["two", "four"]
+    (tmp_path / "zoo.txt").write_text("signs one")                      # a clean model asks for filters as well
+    zoo.main()
+    assert scanned[2:] == ["one"]
 
 
 def test_other_rules_on_made_up_transfers():

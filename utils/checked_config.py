@@ -148,7 +148,10 @@ def _model_parts(item, where):
         config = {"name": "sequential", "layers": config}
     if not isinstance(config, dict) or not isinstance(config.get("layers"), list) or not config["layers"]:
         _refuse(where, f"a {item.get('class_name')} without layers")
-    return _name(config, where), config["layers"], config
+    name = _name(config, where)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):       # TensorFlow takes no others; it names nothing else
+        name = "model_" + re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return name, config["layers"], config
 
 
 def _name(config, where):
@@ -406,6 +409,10 @@ def _layer(item, where):
         return _inner_model(item, where)
     config = dict(_config(item, where))
     name = _name(config, where)
+    # TensorFlow compiles no layer of another name, and to HDF5, which the artifacts are written in, a dot is no name.
+    if not re.fullmatch(r"[A-Za-z0-9_.\\>-]+", name) or not name.strip("."):
+        raise UserError(f"{where} has a layer named {name[:80]!r}, which TensorFlow does not compile: rename it to letters, "
+                        "digits, _, - and . and save the model again")
     # Without a module (`.h5`), an addition written `x + y` differs from the layer Add by having no layer's options.
     module = item.get("module")
     if kind in OPS and (module.startswith("keras.src.ops") if module else not {"trainable", "dtype"} & set(config)):

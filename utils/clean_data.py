@@ -120,8 +120,17 @@ class Sampler:
 def images_of_others(y, targets, count, seed):
     """Fixed indices, L×n, of up to `count` images of labels other than each target, to measure ASR on.
 
-    n is the same for all targets: `count`, or fewer where the clean data has not as many.
+    n is the same for all targets: `count`, or what the clean data has for the target with the most. A target with fewer has
+    its images several times.
     """
-    n = min(count, len(y) - int(np.bincount(y).max()))
     order = np.random.default_rng(seed).permutation(len(y))
-    return np.stack([order[y[order] != target][:n] for target in targets])
+    others = [order[y[order] != target] for target in targets]
+    n = min(count, max(map(len, others)))
+    return np.stack([np.resize(images, n) for images in others])
+
+
+def images_of_all(y, count, seed):
+    """Fixed indices of up to `count` images, as many of each label as there are of the one with the fewest or as fit."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    each = max(1, min(count // (y.max() + 1), np.bincount(y).min()))
+    return np.concatenate([order[y[order] == label][:each] for label in np.unique(y)])

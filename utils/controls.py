@@ -18,6 +18,7 @@ OWN, FREE = "examined/123", "examined"
 GROUP = 6                # labels measured together
 SPREAD = 12              # labels, evenly from the cheapest to the costliest, that tell what is usual
 USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
+LEAST = 1e-6             # that a patch counts as costing: without a price of pixels one may cost nothing
 SUSPICIOUS = 1.3         # times the usual, of the free patch alone: for labels under it the patch proper would tell no more
 
 
@@ -59,7 +60,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    # What controls would have to cost; nothing, where margin and probes would do.
+    # What controls would have to cost, by the free patch's first start; nothing, where margin and probes would do.
     least = dict(zip(kept, free["cost"] * usual_ratio * np.where(needed > 1, needed, 0.0)[kept]))
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=least.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
@@ -105,13 +106,13 @@ def pairs_of(controls):
 
 def typical(costs):
     """The geometric mean of a label's controls: what its patch would cost without a backdoor."""
-    return float(np.exp(np.mean(np.log(costs))))
+    return float(np.exp(np.mean(np.log(np.maximum(costs, LEAST)))))
 
 
 def ratios_of(own, controls):
     """Label → what its controls cost typically, as a multiple of its patch. own: arrays, a row for each `label`."""
     rows = np.searchsorted(own["label"], controls["label"])
-    return {int(label): typical(costs) / float(cost)
+    return {int(label): typical(costs) / max(float(cost), LEAST)
             for label, costs, cost in zip(controls["label"], controls["cost"], own["cost"][rows])}
 
 

@@ -34,8 +34,8 @@ def decide(asr, transfers, settings, threshold, collapse=0.0):
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
     trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
     adversarial patch.
-    collapse: share of filtered images that tuned model 123 gives one label: an all-black image reaches some label on any
-    model, and that is no backdoor.
+    collapse: how much tuned model 123 gives filtered images one label (`utils.transfer.collapse`): an all-black image
+    reaches some label on any model, and that is no backdoor.
     """
     if asr < settings.random_threshold:
         return RANDOM
@@ -70,6 +70,14 @@ def measure_transfers(examination, tuned, triggers):
                                                         tested)
         examination.say(f"measured {len(tested)} triggers on tuned model {HELD_OUT[column]}")
     return transfers
+
+
+def require_preserved(made_with, settings):
+    """Raise UserError where labels that are to be judged kept their whole mask. made_with: settings of that stage."""
+    if made_with["random_threshold"] > settings.random_threshold:
+        raise UserError(f"RANDOM_THRESHOLD {settings.random_threshold} is under the {made_with['random_threshold']} that "
+                        "triggers were preserved with: run critical_features_preservation.py again with --overwrite and "
+                        "the same one")
 
 
 def random_under(settings, triggers):

@@ -52,5 +52,5 @@ def convicting(settings, labels, probed):
 
 
 def ratios_needed(settings, factors):
-    """The price ratio that convicts each label, L; of 1 or less: whatever its price. factors: from `factors_of`."""
+    """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual. factors: `factors_of`."""
     return convicting(settings, len(factors["margin"]), "probe" in factors) / sureness_of(factors)

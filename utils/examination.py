@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from utils import artifacts, transfer
-from utils.clean_data import CleanData, images_of_others, load_clean_data
+from utils.clean_data import CleanData, images_of_all, images_of_others, load_clean_data
 from utils.config import UserError
 from utils.datasets import Dataset, Settings, dataset
 from utils.examined_model import ExaminedModel, load_examined
@@ -55,6 +55,11 @@ class Examination:
     def measured(self):
         """For each label the indices in `clean.x_measure` of the images of other labels that an ASR is measured on, L×n."""
         return images_of_others(self.clean.y_measure, range(self.examined.labels), self.settings.measured_images, self.seed)
+
+    @functools.cached_property
+    def evenly(self):
+        """Indices in `clean.x_measure` of as many images of each label, to see whether a filter leaves labels apart."""
+        return images_of_all(self.clean.y_measure, self.settings.measured_images, self.seed)
 
     def stage(self, name, fields, **inputs):
         """The `artifacts.Stage` called `name`; it depends on `fields` of the settings and on `inputs`."""

@@ -17,8 +17,12 @@ def in_precision(network, precision):
     last = {tensor._keras_history.operation.name for tensor in network.outputs}
 
     def convert(layer):
+        if not isinstance(layer, keras.Layer):          # plain arithmetic, which has no precision of its own
+            return layer.from_config(layer.get_config())
         dtype = "float32" if layer.name in last else precision
         return layer.from_config(layer.get_config() | {"dtype": dtype})
     copy = keras.models.clone_model(network, clone_function=convert)
+    if copy.outputs[0].dtype != "float32":              # arithmetic gives the logits
+        copy = keras.Model(copy.inputs, keras.ops.cast(copy.outputs[0], "float32"), name=network.name)
     copy.set_weights(network.get_weights())
     return copy

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import transfer
+from utils import topology, transfer
 
 THRESHOLDS = np.arange(100, -1, -1) / 100
 STEERING = 8             # images on either side of the one that decides, on which the search is steered
@@ -15,9 +15,10 @@ LOOK_ABOVE = 2           # larger thresholds, next to the one found, that are se
 def grad_cam(network, feature_map):
     """A compiled function (inputs N×H×W×C, target) → heat maps N×h×w, each with a maximum of 1, and logits N×C.
 
-    feature_map: name of the layer whose output a_k is weighed.
+    feature_map: name of the layer, or piece of arithmetic, whose output a_k is weighed.
     """
-    joint = keras.Model(network.inputs, [network.get_layer(feature_map).output, network.output])
+    map_of = next(node.outputs[0] for node in topology.nodes(network) if node.operation.name == feature_map)
+    joint = keras.Model(network.inputs, [map_of, network.output])
 
     @tf.function(reduce_retracing=True)
     def heat(inputs, target):

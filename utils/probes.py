@@ -56,7 +56,7 @@ class Measure:
         self.x, self.y, self.labels = x, y, labels
 
     def __call__(self, model, patches, images):
-        """P×L; 0 where no image is left. model: from images in [0, 1] to logits; patches: P; images: P×n indices."""
+        """P×L; -inf where no image is left. model: from images in [0, 1] to logits; patches: P; images: P×n indices."""
         together = max(1, transfer.batch_size(self.x.shape) // images.shape[1])
         return np.concatenate([self._measure(model, patches[first:first + together], images[first:first + together])
                                for first in range(0, len(patches), together)])
@@ -68,7 +68,8 @@ class Measure:
         highest, second = np.sort(logits, axis=1)[:, :-3:-1].T[..., None]
         margins = np.where(logits == highest, logits - second, logits - highest).reshape(*images.shape, self.labels)
         others = self.y[images][..., None] != np.arange(self.labels)
-        return (margins * others).sum(1) / np.maximum(others.sum(1), 1)
+        counts = others.sum(1)
+        return np.where(counts > 0, (margins * others).sum(1) / np.maximum(counts, 1), -np.inf)
 
 
 def climb(measure, count, shape, labels, images, seed, say=lambda text: None):

@@ -5,6 +5,7 @@ do not mix and Adam is elementwise, so the result is what one label at a time wo
 """
 
 import math
+import zlib
 from dataclasses import replace
 
 import keras
@@ -17,7 +18,7 @@ from utils.config import UserError
 from utils.starts import start_anew, uniform
 
 
-COLLAPSED = 0.5          # share of one label on a clean model over which a filter has erased the images
+COLLAPSED = 0.5          # from an even share to all of one label, on a clean model: a filter over it has erased the images
 
 
 class PatchTrigger:
@@ -170,7 +171,8 @@ class Reconstructor:
         return _joined(parts)
 
     def _key(self, labels, restart):
-        return "-".join([*self.names, str(labels[0]), str(labels[-1])] + ["again", str(restart)] * bool(restart)
+        some = [str(labels[0]), str(labels[-1]), f"{zlib.crc32(np.array(labels, np.int64).tobytes()):08x}"]
+        return "-".join([*self.names, *some] + ["again", str(restart)] * bool(restart)
                         + ["steps", str(self.steps)] * bool(self.steps))
 
     def _make(self, targets, size, restart):
@@ -197,7 +199,7 @@ class Reconstructor:
         cost = entropy + trigger.price_paid().numpy()[:len(targets)]
         measured = {"label": targets, "asr": asr, "entropy": entropy, "cost": cost}
         if self.kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
-            measured["collapse"] = transfer.collapse(self.control, clean.x_measure, chosen, arrays)
+            measured["collapse"] = transfer.collapse(self.control, clean.x_measure, examination.evenly, arrays)
         return arrays | measured
 
 

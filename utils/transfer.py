@@ -62,9 +62,13 @@ def measure(model, images, chosen, arrays, targets):
 
 
 def collapse(model, images, chosen, arrays):
-    """Share of each label's images that the model gives one and the same label once the trigger is attached, L."""
-    return np.array([np.bincount(logits.argmax(axis=1)).max() / len(logits)
-                     for logits in attached_logits(model, images, chosen, arrays)], np.float32)
+    """How much a model gives images that carry each trigger one and the same label, L: 0 for an even share, 1 for all.
+
+    chosen: indices of images, as many of each label; the rest as `attached_logits`.
+    """
+    logits = attached_logits(model, images, np.tile(chosen, (len(next(iter(arrays.values()))), 1)), arrays)
+    shares = [(np.bincount(row.argmax(axis=1)).max() / len(row), 1 / row.shape[1]) for row in logits]
+    return np.array([(share - even) / (1 - even) for share, even in shares], np.float32)
 
 
 def trigger_of(arrays, row):

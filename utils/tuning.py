@@ -104,7 +104,7 @@ def reinitialise(layers, bound, seed):
     random = np.random.default_rng(seed)
     for layer in layers:
         for weight in layer.weights:
-            if weight.name in ("gamma", "moving_variance"):
+            if weight.name in ("gamma", "scale", "moving_variance"):
                 value = np.ones(weight.shape)
             elif weight.name in ("beta", "moving_mean"):
                 value = np.zeros(weight.shape)
@@ -117,7 +117,7 @@ def reinitialise(layers, bound, seed):
 
 def reset_random_layers(network, seed):
     """Start every dropout's random numbers anew, so that a tuned model does not depend on those made before it."""
-    for number, layer in enumerate(network.layers):
+    for number, layer in enumerate(network._flatten_layers(include_self=False)):       # those inside of attention, too
         generator = getattr(layer, "seed_generator", None)
         if generator is not None:
             generator.state.assign(np.array([seed % 2**31, number], generator.state.dtype))
