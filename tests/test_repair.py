@@ -16,14 +16,17 @@ from utils.probes import draw
 @pytest.fixture
 def convicted(monkeypatch):
     """The evidence that labels keep, given what they have and what they have on each repaired model."""
-    def kept(evidence, without, **settings):
+    def kept(evidence, without, transfers=None, **settings):
         monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
         monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None})
         monkeypatch.setattr(repair, "sureness_of", lambda factors: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
+        monkeypatch.setattr(repair, "measure_transfers", lambda examination, tuned, arrays: np.tile(
+            np.zeros(len(evidence)) if transfers is None else transfers, (6, 1)).T)
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
-        return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, None)
+        return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, stage)
+    stage = SimpleNamespace(part=lambda key, compute: compute())
     return kept
 
 
@@ -38,6 +41,17 @@ def test_labels_are_measured_on_the_model_without_the_surer_ones(convicted):
     # 3 outlasts 2, so that it counts as a backdoor of its own, and 0 and 1 have to outlast both.
     found = convicted([4.0, 5.0, 9.0, 3.0, 7.0], {(2,): [2.5, 2.4, 9, 2.6, 2.2], (2, 3): [2.0, 2.9, 9, 9, 9]})
     np.testing.assert_allclose(found, [2.0, 2.9, nan, 2.6, 2.2], rtol=1e-6)
+
+
+def test_of_labels_about_as_sure_the_one_that_transfers_least_is_the_backdoors(convicted):
+    nan = np.nan
+    without = {(2,): [1.5, 9.0, 9.0], (0,): [9.0, 9.0, 2.0]}
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [0.01, 0.0, 0.2]), [nan, nan, 2.0])
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [0.2, 0.0, 0.2]), [1.5, nan, nan])
+    # Transfers do not count for a label that is far less sure, nor where the pattern is random.
+    np.testing.assert_array_equal(convicted([4.0, 1.0, 9.0], {(2,): [1.5, 9, 9]}, [0.0, 0.0, 0.2]), [1.5, nan, nan])
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [nan, nan, 0.2]), [1.5, nan, nan])
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [nan, nan, nan]), [1.5, nan, nan])
 
 
 def test_no_steps_no_repair(convicted):

@@ -2,7 +2,8 @@
 
 A network uses the features of its backdoor for other labels, too: their patches are cheap then, and transfer nowhere, as if
 they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
-others are measured again on what is left: evidence that a label keeps is its own.
+others are measured again on what is left: evidence that a label keeps is its own. Of labels that are about as sure the one
+whose patch transfers least to the tuned models is taken, as in TNDA: unlearning either mostly clears the other.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from utils import transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
+from utils.detection import measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
@@ -21,6 +23,7 @@ from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
 RATE, BATCH = 1e-4, 100  # of the paper's removal; its 2000 steps are `settings.repair_steps` here
+TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 
 
@@ -28,8 +31,8 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
 
     tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
-    `utils.controls.measure_controls`. The surest label that evidence convicts is taken to be a backdoor's, as is, on the
-    model repaired of all those so far, the surest that is convicted again.
+    `utils.controls.measure_controls`. The surest label that evidence convicts, or that of the least transfer of those TIED
+    with it, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one convicted again.
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
@@ -39,14 +42,22 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
-    suspects = convicted(range(len(evidence)), evidence)
+    suspects, again = convicted(range(len(evidence)), evidence), evidence
+    if len(suspects) > 1 and settings.repair_steps:
+        transfers = stage.part("transfers", lambda: {"mean": mean_transfers(examination, tuned, arrays)})["mean"]
     while len(suspects) > 1 and settings.repair_steps:
-        surest, *others = suspects
-        known.append(surest)
+        tied = [label for label in suspects if TIED * again[label] >= again[suspects[0]]]
+        known.append(min(tied, key=transfers.__getitem__))
+        others = [label for label in suspects if label != known[-1]]
         again = _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once)
         kept[others] = again[others]
         suspects = convicted(others, again)
     return kept
+
+
+def mean_transfers(examination, tuned, arrays):
+    """Each label's ASR on the tuned models but 123, the mean over them, L; infinite for patterns that are random."""
+    return np.nan_to_num(measure_transfers(examination, tuned, arrays).mean(axis=1), nan=np.inf)
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
