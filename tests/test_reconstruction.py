@@ -115,8 +115,7 @@ def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
     def found(**changes):
         examination = SimpleNamespace(
             examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
-            settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3),
-            evenly=images_of_all(labels, 20, 3))
+            settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3))
         stage = SimpleNamespace(part=lambda key, compute: compute())
         return reconstruct_patches(examination, {"examined": attacked, "123": control}, stage)
 
@@ -279,7 +278,7 @@ def test_the_release_carries_adam_from_label_to_label(scene):
         examination = SimpleNamespace(
             examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
             settings=replace(Settings(), steps=6, mask_start=0.4, adam_kept=kept),
-            measured=images_of_others(labels, range(LABELS), 20, 3), evenly=images_of_all(labels, 20, 3))
+            measured=images_of_others(labels, range(LABELS), 20, 3))
         for asked in ([0, 2], [2]):
             reconstruct = Reconstructor(PatchTrigger, examination, {"examined": attacked, "123": control}, "examined/123",
                                         stage, 1)

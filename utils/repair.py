@@ -42,16 +42,17 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
-    suspects, again = convicted(range(len(evidence)), evidence), evidence
-    if len(suspects) > 1 and settings.repair_steps:
-        transfers = stage.part("transfers", lambda: {"mean": mean_transfers(examination, tuned, arrays)})["mean"]
-    while len(suspects) > 1 and settings.repair_steps:
-        tied = [label for label in suspects if TIED * again[label] >= again[suspects[0]]]
+    suspects = convicted(range(len(evidence)), evidence)
+    if len(suspects) < 2 or not settings.repair_steps:
+        return kept
+    transfers = stage.part("transfers", lambda: {"mean": mean_transfers(examination, tuned, arrays)})["mean"]
+    while len(suspects) > 1:
+        tied = [label for label in suspects if TIED * evidence[label] >= evidence[suspects[0]]]
         known.append(min(tied, key=transfers.__getitem__))
         others = [label for label in suspects if label != known[-1]]
-        again = _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once)
-        kept[others] = again[others]
-        suspects = convicted(others, again)
+        evidence = _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once)
+        kept[others] = evidence[others]
+        suspects = convicted(others, evidence)
     return kept
 
 
