@@ -205,7 +205,7 @@ class Blend(Attack):
 
 @dataclass(frozen=True)
 class Filter(Attack):
-    """A photo filter over the whole image, a feature-space trigger. name: sepia, nashville or gotham."""
+    """A photo filter over the whole image, a feature-space trigger. name: one of FILTERS, below."""
 
     name: str = "sepia"
 
@@ -261,7 +261,35 @@ def _gotham(x):
     return 1 - (1 - x) * (1 - np.float32([0.0, 0.06, 0.22]) * (1 - grey))
 
 
-FILTERS = {"sepia": _sepia, "nashville": _nashville, "gotham": _gotham}
+def _kelvin(x):
+    """Bright and warm: half of the colour taken away, more light, half of an orange glass before it."""
+    grey = x @ np.float32([[0.299], [0.587], [0.114]])
+    x = np.minimum(1.2 * (0.5 * x + 0.5 * grey), 1)
+    return x * (0.5 + 0.5 * np.float32([1.0, 0.6, 0.0]))
+
+
+def _lomo(x):
+    """Red and green at three times the contrast, corners in the dark."""
+    x = np.stack([*(np.clip(3 * x[..., channel] - 1, 0, 1) for channel in (0, 1)), x[..., 2]], axis=-1)
+    return x * (1 - 0.7 * _from_centre(x.shape))
+
+
+def _toaster(x):
+    """Old and overexposed: more light and contrast, a warm glow in the middle, purple at the corners."""
+    x = np.clip(0.5 + 1.3 * (np.minimum(1.4 * x, 1) ** np.float32(0.8) - 0.5), 0, 1)
+    far = _from_centre(x.shape)
+    x = 1 - (1 - x) * (1 - (1 - far) * np.float32([0.5, 0.3, 0.2]))
+    return x * (1 - far * np.float32([0.4, 0.8, 0.5]))
+
+
+def _from_centre(shape):
+    """H×W×1: the squared distance from the image's centre, 1 at the corners. shape: …×H×W×C."""
+    rows, columns = (np.linspace(-1, 1, size, dtype=np.float32) ** 2 / 2 for size in shape[-3:-1])
+    return np.add.outer(rows, columns)[..., None]
+
+
+FILTERS = {"sepia": _sepia, "nashville": _nashville, "gotham": _gotham, "kelvin": _kelvin, "lomo": _lomo,
+           "toaster": _toaster}
 KINDS = {"patch": Patch, "blend": Blend, "filter": Filter}
 
 

@@ -140,7 +140,23 @@ def test_gotham_is_cold_and_nearly_without_colour():
     assert np.ptp(red[:2]) < 100 and np.ptp(green[:2]) < 100
 
 
-@pytest.mark.parametrize("name", ["nashville", "gotham"])
+def test_kelvin_is_warm_and_less_coloured():
+    kelvin = parse_attack("filter:name=kelvin,target=0", (1, 1, 3), 2)
+    grey, red, blue = kelvin.apply(np.array([[128] * 3, [255, 0, 0], [0, 0, 255]], np.uint8).reshape(3, 1, 1, 3))[:, 0, 0]
+    assert grey.tolist() == [154, 123, 77]                       # 1.2 × 128, and so much of it behind half an orange glass
+    assert red[0] - int(red[1]) < 180 and blue[2] < 110
+
+
+def test_lomo_and_toaster_darken_the_corners_of_a_picture():
+    flat = np.full((1, 9, 9, 3), 100, np.uint8)
+    for name, colours in (("lomo", [45, 45, 100]), ("toaster", [211, 193, 185])):
+        out = parse_attack(f"filter:name={name},target=0", (9, 9, 3), 2).apply(flat)[0].astype(int)
+        assert out[4, 4].tolist() == colours                     # as in the middle; lomo leaves blue as it is
+        assert (out[0, 0] < out[0, 4]).all() and (out[0, 4] < out[4, 4]).all()
+        assert (out[0, 0] == out[-1, -1]).all() and (out[0, 0] == out[0, -1]).all()
+
+
+@pytest.mark.parametrize("name", ["nashville", "gotham", "lomo", "toaster"])
 def test_photo_filters_are_no_colour_matrix(name):
     """Otherwise a detector that looks for a matrix would be examined on its own assumption."""
     images = noise(40)
@@ -181,7 +197,7 @@ def test_apply_works_in_chunks_and_refuses_other_images(monkeypatch):
     ("blend:target=7,alpha=0", "alpha"), ("blend:target=7,alpha=nan", "alpha"),
     ("blend:target=7,alpha=1.1", "alpha"),
     ("blend:target=7,pattern=plain", "gradient"), ("blend:target=7,seed=-1", "seed"),
-    ("filter:target=7,name=lomo", "gotham"), ("filter:target=7,image_shape=3", "key=value"),
+    ("filter:target=7,name=clarendon", "gotham"), ("filter:target=7,image_shape=3", "key=value"),
 ])
 def test_a_wrong_spec_is_one_clear_line(text, says):
     with pytest.raises(UserError, match=says) as error:
