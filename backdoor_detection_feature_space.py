@@ -1,7 +1,7 @@
 """Stage 4 in the feature space: which labels serve a colour-filter backdoor (paper, supplementary)?
 
 Measures each colour matrix's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label. The default
-setting convicts by margins, too: a filter need not be a matrix to show in them. Reads pnnir.h5 and
+setting convicts by margins and bred photo filters, too: a trigger need not be a matrix to show in them. Reads pnnir.h5 and
 potential_triggers_feature_space.h5; writes RESULTS/DATASET/MODEL/detection_feature_space.json (and .h5, .png) and prints
 the same as a table.
 """
@@ -29,7 +29,7 @@ FILTER_RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clea
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-UNPROBED_EVIDENCE: float | None = None   # times ln(labels): the evidence of margins that convicts a label, too
+EVIDENCE: float | None = None            # times ln(labels): the evidence of margins and probes that convicts a label, too
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
@@ -37,21 +37,21 @@ from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
 FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
-          "unprobed_evidence")
+          "evidence")
 
 
 def main():
     for examination in examinations(globals()):
         examination.require_colour()
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
-        found, _, potential_triggers = examination.read(
+        found, made_with, potential_triggers = examination.read(
             "potential_triggers_feature_space", "potential_triggers_reconstruction_feature_space.py", pnnir=pnnir)
         inputs = {"pnnir": pnnir, "potential_triggers_feature_space": potential_triggers}
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, found)
             verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold,
-                             evidence=evidence_of(examination, tuned))
+                             evidence=evidence_of(examination, tuned, found, made_with))
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(found, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

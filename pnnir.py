@@ -36,7 +36,7 @@ PROBES: int | None = None                # random plain patches from which each 
                                          # will do for filters
 configure(globals())
 
-from utils import transfer  # TensorFlow loads after the flags were read
+from utils import plain_patches, transfer  # TensorFlow loads after the flags were read
 from utils.examination import examinations, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
@@ -72,7 +72,7 @@ def main():
             set_weights(examined.network, original)
             if settings.probes:
                 tuned["examined"] |= stage.part("probes", lambda: search_probes(
-                    examination, examination.model, tuned, settings.probes))
+                    examination, examination.model, tuned, plain_patches, settings.probes))
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

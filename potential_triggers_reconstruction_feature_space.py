@@ -1,8 +1,9 @@
 """Stage 2 in the feature space: a colour matrix for every label (paper, supplementary).
 
 For each label, optimize a 3×3 colour matrix that sends images of other labels to it on the examined model and not on
-tuned model 123. Reads pnnir.h5; writes RESULTS/DATASET/MODEL/potential_triggers_feature_space.h5 and a sheet of
-recoloured images. One-channel images have no colours to filter.
+tuned model 123. The default setting breeds photo filters, too, which do more than a matrix. Reads pnnir.h5; writes
+RESULTS/DATASET/MODEL/potential_triggers_feature_space.h5 and a sheet of recoloured images. One-channel images have no
+colours to filter.
 """
 
 from utils.config import configure, run
@@ -29,14 +30,17 @@ FILTER_RATE: float | None = None         # learning rate of the matrix
 FILTER_RESTARTS: int | None = None       # further starts of every label's matrix; the best is kept
 CLEAN_MASS: float | None = None          # v of L_clean
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
+PROBES: int | None = None                # random photo filters from which each label's most telling are bred; 0: none
 LABELS_AT_ONCE: int | None = None        # labels optimized together, to bound memory; none: as many as 64 images of 32×32
 configure(globals())
 
-from utils import pictures  # TensorFlow loads after the flags were read
+from utils import photo_filters, pictures  # TensorFlow loads after the flags were read
 from utils.examination import examinations
+from utils.probes import search_probes
 from utils.reconstruction import reconstruct_filters
 
-FIELDS = ("filter_steps", "filter_rate", "filter_restarts", "images_per_label", "clean_mass", "adam_kept", "measured_images")
+FIELDS = ("filter_steps", "filter_rate", "filter_restarts", "images_per_label", "clean_mass", "adam_kept", "measured_images",
+          "probes")
 
 
 def main():
@@ -49,6 +53,9 @@ def main():
                 continue
             models = examination.models(tuned, ["examined/123"])
             arrays = reconstruct_filters(examination, models, stage, LABELS_AT_ONCE)
+            if examination.settings.probes:
+                arrays |= stage.part("probes", lambda: search_probes(
+                    examination, examination.model, tuned, photo_filters, examination.settings.probes))
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.filter_sheet(arrays, examination.clean.x_measure))
             stage.finish(arrays)

@@ -97,9 +97,18 @@ def test_evidence_is_of_price_margin_and_probes():
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
     unprobed = {name: {key: one[key] for key in one if key != "probe_margins"} for name, one in tuned.items()}
     for missing in ({"1": {}}, {"examined": {}}, unprobed):
-        with pytest.raises(UserError, match="run pnnir.py again"):
+        with pytest.raises(UserError, match="run pnnir.py again|pnnir.py ran: run it again"):
             evidence_of(examination(priced), missing, found, made_with)
-    assert [row["evidence"] for row in evidence_of(examination(priced), unprobed)] == [1.0, 0.25, 4.0]     # of filters
+    # Filters have no price, and probes of their own.
+    filters = {"matrix": np.zeros((3, 3, 3)), "probe_margins": {
+        name: np.array([0, 2.0, 3]) if name == "examined" else np.array([-9, 1.0, -4]) for name in tuned}}
+    assert evidence_of(examination(priced), unprobed, filters, {}) == [
+        {"margin": 1.0, "probe": 1.0, "evidence": 1.0}, {"margin": 0.5, "probe": 2.0, "evidence": 1.0},
+        {"margin": 2.0, "probe": 8.0, "evidence": 16.0}]
+    with pytest.raises(UserError, match="earlier version of potential_triggers_reconstruction_feature_space.py"):
+        evidence_of(examination(priced), tuned, {"matrix": filters["matrix"]}, {})
+    tuned["12"]["accuracy"] = 0.3
+    assert [row["evidence"] for row in evidence_of(examination(priced), tuned, filters, {})] == [1, 1, 1]
 
 
 def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings():

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils import probes
-from utils.probes import CHECKS, KEPT, PLAIN, Measure, climb, draw, probe_ratios, rendered, search_probes, vary
+from models.attacks import Filter
+from utils import photo_filters, plain_patches, probes, triggers
+from utils.config import UserError
+from utils.plain_patches import CHECKS, PLAIN, attached, draw, rendered, vary
+from utils.probes import KEPT, Measure, climb, probe_ratios, search_probes
 from utils.tuning import SUBSETS
 
 SHAPE = (32, 32, 3)
@@ -82,7 +85,7 @@ def brightness(images):
 
 def test_margins_are_of_images_of_other_labels(monkeypatch):
     x, y = np.zeros((9, *SHAPE), np.uint8), np.arange(9) % 3
-    measure = Measure(x, y, 3)
+    measure = Measure(attached, x, y, 3)
     drawn = patches(np.random.default_rng(0), 5, kind=PLAIN, row=0, column=0, disc=0, one=np.linspace(0, 1, 5)[:, None])
     images = np.tile(np.arange(9), (5, 1))
     found = measure(brightness, drawn, images)
@@ -105,12 +108,12 @@ def test_climbing_finds_what_chance_does_not():
         return np.stack([np.zeros(len(red)), red], axis=1)
     random = np.random.default_rng([5, 0])
     at_first = measure(np.array([draw(random, SHAPE) for _ in range(30)]), None)[:, 1].max()
-    kept = climb(measure, 30, SHAPE, 2, 9, 5)
+    kept = climb(measure, plain_patches, 30, SHAPE, 2, 9, 5)
     assert kept.shape == (2, KEPT)
     reached = measure(kept[1], None)[:, 1]
     assert at_first < 0.6 < 0.8 < reached.min() and (np.diff(reached) <= 0).all()
-    np.testing.assert_array_equal(climb(measure, 30, SHAPE, 2, 9, 5), kept)
-    assert (climb(measure, 30, SHAPE, 2, 9, 6) != kept).any()
+    np.testing.assert_array_equal(climb(measure, plain_patches, 30, SHAPE, 2, 9, 5), kept)
+    assert (climb(measure, plain_patches, 30, SHAPE, 2, 9, 6) != kept).any()
 
 
 def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
@@ -121,13 +124,13 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     examined = SimpleNamespace(shape=SHAPE, labels=3)
     examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
                                   tuned_models=lambda tuned, names: (half[name] for name in names))
-    found = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), 600)
+    found = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), plain_patches, 600)
     assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", "1", "2"]
     margins = found["probe_margins"]
     assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
     assert margins["1"][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
     assert margins["2"][0] > 0 == margins["2"][2]                # what lowers all others leads there, on the second model
-    again = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), 600)
+    again = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), plain_patches, 600)
     np.testing.assert_array_equal(again["probe_margins"]["examined"], margins["examined"])
 
 
@@ -148,6 +151,75 @@ def test_a_ratio_is_of_what_exceeds_every_tuned_model():
 def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_images():
     np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], largest=(30, 320, 990)), 0.9), [1 + 8 / 16, 1, 1])
     np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], clean=(-2, -1, 3)), 0.9), [1 + 8 / 2, 1, 1])
+
+
+def test_probes_that_lead_nowhere_tell_nothing_however_unlike_the_tuned_models():
+    arrays = {"probe_margins": margins([9, -1, 0], [-11, -50, -50])["examined"]["probe_margins"]}
+    np.testing.assert_allclose(probe_ratios(margins([0, 0, 0], [0, 0, 0]), 0.9, arrays), [1 + 20 / 4, 1, 1])
+    with pytest.raises(UserError, match="potential_triggers_reconstruction_feature_space.py ran: run it again"):
+        probe_ratios(margins([9, 5, 0], [1, 6, 0]), 0.9, {"matrix": None})
+
+
+def neutral(**changes):
+    """A filter that does nothing but `changes`."""
+    photo = photo_filters.draw(np.random.default_rng(0), SHAPE)
+    plain = {"matrix": np.eye(3), "gamma": 1, "curve": 0, "black": 0, "white": 1, "corners": 0}
+    for name, value in (plain | changes).items():
+        photo[name] = value
+    return photo
+
+
+def filtered(images, photo):
+    return photo_filters.attached(images[None], np.array([photo])).numpy()[0]
+
+
+def test_a_photo_filter_does_each_of_its_parts():
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 9, 3)).astype(np.uint8)
+    x = images / np.float32(255)
+    def same(photo, expected):
+        np.testing.assert_allclose(filtered(images, photo), expected, atol=1e-5)
+    same(neutral(), x)
+    sepia = np.float32([[0.393, 0.349, 0.272], [0.769, 0.686, 0.534], [0.189, 0.168, 0.131]])
+    same(neutral(matrix=sepia), triggers.recolour(tf.constant(x), tf.constant(sepia)))
+    same(neutral(gamma=[1, 2, 0.5]), x ** [1, 2, 0.5])
+    same(neutral(curve=1), x * x * (3 - 2 * x))
+    same(neutral(black=[0.3, 0, 0], white=[1, 0.7, 1]), x * [0.7, 0.7, 1] + [0.3, 0, 0])
+    dark = filtered(images, neutral(corners=0.8))
+    np.testing.assert_allclose(dark[:, 4, 4], x[:, 4, 4], atol=1e-5)
+    np.testing.assert_allclose(dark[:, 0, 8], 0.2 * x[:, 0, 8], atol=1e-5)
+
+
+def test_photo_filters_stay_in_their_bounds_and_leave_pictures_to_be_seen():
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (20, *SHAPE)).astype(np.uint8)
+    photo = photo_filters.draw(random, SHAPE)
+    for number in range(400):
+        before, photo = photo, photo_filters.vary(photo, random, SHAPE) if number % 40 else photo_filters.draw(random, SHAPE)
+        assert before is not photo
+        for name, bounds in (("gamma", photo_filters.GAMMA), ("curve", photo_filters.CURVE), ("black", photo_filters.BLACK),
+                             ("white", photo_filters.WHITE), ("corners", photo_filters.CORNERS)):
+            low, high = np.float32(bounds)
+            assert (photo[name] >= low).all() and (photo[name] <= high).all(), name
+        assert (photo["matrix"] >= 0).all() and (np.abs(photo["matrix"].sum(0) - 1.05) <= 0.45001).all()
+        if number % 10 == 0:
+            out = filtered(images, photo)
+            assert out.min() >= 0 and out.max() <= 1 and out.std(axis=(0, 1, 2)).max() > 0.02
+
+
+def test_photo_filters_are_varied_to_what_a_backdoor_answers_to():
+    """Label 1 answers to sepia's colours, by how near a filter comes to it; chance does not come as near as breeding."""
+    images = np.random.default_rng(4).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
+    wanted = Filter((8, 8, 3), 0, "sepia").apply(images) / 255
+
+    def measure(drawn, chosen):
+        near = np.array([-np.abs(filtered(images, photo) - wanted).mean() for photo in drawn])
+        return np.stack([np.zeros(len(near)), near], axis=1)
+    random = np.random.default_rng([5, 0])
+    at_first = measure(np.array([photo_filters.draw(random, SHAPE) for _ in range(60)]), None)[:, 1].max()
+    kept = climb(measure, photo_filters, 60, SHAPE, 2, 9, 5)
+    reached = measure(kept[1], None)[:, 1]
+    assert 0.6 * at_first < reached[0] < 0
+    np.testing.assert_array_equal(climb(measure, photo_filters, 60, SHAPE, 2, 9, 5), kept)
 
 
 def test_tuned_models_that_did_not_relearn_do_not_count():

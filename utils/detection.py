@@ -85,22 +85,22 @@ def random_under(settings, triggers):
     return settings.filter_random_threshold if "matrix" in triggers else settings.random_threshold
 
 
-def evidence_of(examination, tuned, found=None, made_with=None):
-    """Each label's JSON fields `margin`, `evidence`, and of patches `probe`; of some labels `ratio`, `repaired_evidence`.
+def evidence_of(examination, tuned, found, made_with):
+    """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of some patches `ratio`, `repaired_evidence`.
 
     None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
-    potential_triggers.h5; none for filters, which have no price. A ratio that was not measured (the label is too costly, its
-    pattern is random, or a first round dropped it) counts as 1.
+    potential_triggers.h5, or of potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured
+    (the label is too costly, its pattern is random, or a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
-    settings = examination.settings
-    if not (settings.unprobed_evidence if found is None else settings.evidence):
+    settings, patches = examination.settings, "matrix" not in found
+    if not settings.evidence:
         return None
-    if found is not None and not settings.controls:
-        raise UserError("EVIDENCE needs controls, which the settings paper and release do not make: take SETTINGS default, "
-                        "or leave EVIDENCE out")
-    factors = factors_of(tuned, examination.accuracy, patch=found is not None)
-    if found is not None and (
+    if not settings.controls:
+        raise UserError("EVIDENCE needs controls, margins and probes, which the settings paper and release do not make: "
+                        "take SETTINGS default, or leave EVIDENCE out")
+    factors = factors_of(tuned, examination.accuracy, filters=None if patches else found)
+    if patches and (
             made_with.get("controls") != list(settings.controls)
             or made_with["random_threshold"] > settings.random_threshold
             or any(made_with.get(name, math.inf) > getattr(settings, name) for name in ("evidence", "unprobed_evidence"))
@@ -108,16 +108,15 @@ def evidence_of(examination, tuned, found=None, made_with=None):
         raise UserError("the triggers were reconstructed with other controls, with a higher RANDOM_THRESHOLD, EVIDENCE or "
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
-    ratios = relative_ratios(found) if found is not None else {}
+    ratios = relative_ratios(found) if patches else {}
     if not enough_relearned(tuned, examination.accuracy):
-        counts, missed = ("margins", "filters that no matrix matches") if found is None else (
-            "margins and probes", "large triggers")
         examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of the tuned "
-                        f"models is near the examined model's, that of {ENOUGH} must be for {counts} to count: {missed} "
-                        "will be missed. More PHASE2_STEPS, or another PHASE2_PEAK, may help")
+                        f"models is near the examined model's, that of {ENOUGH} must be for margins and probes to count: "
+                        f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. More "
+                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
     labels = range(len(values["evidence"]))
-    if found is not None:
+    if patches:
         values |= {"ratio": [ratios.get(label, math.nan) for label in labels],
                    "repaired_evidence": found["repaired_evidence"]}
     return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
@@ -162,11 +161,11 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
         if priced:
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
+        kind = "plain patches" if priced else "photo filters"
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + "probe: how much more surely plain patches lead to the label than on any tuned model\n" * probed
-              + f"infected from an evidence of {enough:.2f} up: "
-              + ("ratio × margin" + (" × probe" if probed else "²") if priced else
-                 "margin²; or where the matrix reaches the label and transfers nowhere"))
+              + f"probe: how much more surely {kind} lead to the label than on any tuned model\n" * probed
+              + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
+              + "; or where the matrix reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")

@@ -1,9 +1,9 @@
 """What the default convicts a label by: its price, its margin and its probes, each held against models without the backdoor.
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
-(utils/probes.py) of large and of forgiving ones; the margin (utils/margins.py) of both and of filters. What moves
+(utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all. What moves
 one of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
-(results/README.md). A price that was not measured counts as 1.
+(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1.
 """
 
 import math
@@ -16,25 +16,20 @@ from utils.probes import probe_ratios
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
-def factors_of(tuned, accuracy, patch=True):
+def factors_of(tuned, accuracy, filters=None):
     """What tells, beside its price, how surely each label is reached: `margin`, and `probe` where it counts; L each.
 
-    Probes count for a `patch`, where enough tuned models know the labels. tuned: arrays of pnnir.h5; accuracy: clean
-    accuracy of the examined model. Raises UserError where pnnir.py left out margins, or for a patch probes.
+    Probes count where enough tuned models know the labels. tuned: arrays of pnnir.h5, whose probes are plain patches;
+    accuracy: clean accuracy of the examined model; filters: arrays of potential_triggers_feature_space.h5, whose probes are
+    taken instead. Raises UserError where margins or probes were left out.
     """
-    factors = {"margin": margin_ratios(tuned, accuracy)}
-    if patch:
-        factors["probe"] = probe_ratios(tuned, accuracy)
+    factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
     return factors if enough_relearned(tuned, accuracy) else {"margin": factors["margin"]}
 
 
 def sureness_of(factors):
-    """Margin × probe: what times its price ratio is a label's evidence, L; margin² without probes. factors: `factors_of`.
-
-    Alone, margins spread less over clean labels than ratios and probes do: squared, about as much.
-    """
-    margin = factors["margin"].astype(float)
-    return margin * factors["probe"] if "probe" in factors else margin ** 2
+    """Margin × probe: what times its price ratio is a label's evidence, L; margin alone where probes do not count."""
+    return factors["margin"].astype(float) * factors.get("probe", 1)
 
 
 def weighed(ratios, sureness):

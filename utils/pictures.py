@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from utils import transfer
+from utils import photo_filters, transfer
 from utils.files import replacing
 
 TILE = 96                # pixels a picture's side is shown with
@@ -25,12 +25,12 @@ def trigger_sheet(arrays):
 
 
 def filter_sheet(arrays, images):
-    """An image, and the same through every label's colour matrix. arrays: of potential_triggers_feature_space.h5."""
-    image = images[:1]
-    tiles = [(image[0] / 255.0, "image", GREY)]
-    tiles += [(transfer.attach(image, {"matrix": matrix}).numpy()[0], f"{label}: {asr:.0%}", WHITE)
-              for label, (matrix, asr) in enumerate(zip(arrays["matrix"], arrays["asr"]))]
-    return _sheet(tiles)
+    """An image, and the same through every label's colour matrix, and its best photo filter if there are any.
+
+    arrays: of potential_triggers_feature_space.h5; the share is the matrix' ASR.
+    """
+    return _sheet([_untouched(arrays, images)] + [(_attached(arrays, label, images), f"{label}: {asr:.0%}", WHITE)
+                                                  for label, asr in enumerate(arrays["asr"])])
 
 
 def heat_sheet(arrays):
@@ -47,12 +47,28 @@ def attached_sheet(triggers, verdict, images):
     """Images with triggers attached: the infected labels' first, else those of the highest ASR."""
     infected = verdict["infected_labels"]
     others = [int(label) for label in np.argsort(-triggers["asr"]) if label not in infected]
-    tiles = [(images[0] / 255.0, "image", GREY)]
+    tiles = [_untouched(triggers, images)]
     for label in (infected + others)[:SHOWN]:
-        tiles.append((transfer.attach(images[:1], transfer.trigger_of(triggers, label)).numpy()[0],
-                      f"{label}: infected" if label in infected else f"{label}: clean",
+        tiles.append((_attached(triggers, label, images), f"{label}: infected" if label in infected else f"{label}: clean",
                       RED if label in infected else WHITE))
     return _sheet(tiles)
+
+
+def _untouched(triggers, images):
+    image = images[0] / 255.0
+    return _stack(image, image) if _bred(triggers) else image, "image", GREY
+
+
+def _attached(triggers, label, images):
+    """The first image with a label's trigger attached; of filters through its matrix, over that through its best probe."""
+    picture = transfer.attach(images[:1], transfer.trigger_of(triggers, label)).numpy()[0]
+    if not _bred(triggers):
+        return picture
+    return _stack(picture, photo_filters.attached(images[None, :1], triggers["probes"][label, :1]).numpy()[0, 0])
+
+
+def _bred(triggers):
+    return "matrix" in triggers and "probes" in triggers
 
 
 def _stack(above, below):

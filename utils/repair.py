@@ -12,13 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import transfer, triggers
+from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
-from utils.probes import rendered, search_probes
+from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -76,7 +76,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         examination.say(f"clean accuracy {accuracy:.1%} without them")
         margins = margin_meter(examination, model, made_with["margin_starts"])()
         return {"weights": weights_of(network), "accuracy": accuracy} | margins | (
-            search_probes(examination, model, tuned, made_with["probes"]) if made_with["probes"] else {})
+            search_probes(examination, model, tuned, plain_patches, made_with["probes"]) if made_with["probes"] else {})
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
 
@@ -97,7 +97,7 @@ def _patches(known, arrays, tuned):
     """(masks K×H×W, patterns K×H×W×C) of labels: reconstructed ones of both kinds, and the plain ones of pnnir.h5."""
     made = [[own[name][np.isin(own["label"], known)] for name in ("mask", "pattern")] for own in (arrays, arrays["free"])]
     if "probes" in tuned["examined"]:
-        made.append(rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
+        made.append(plain_patches.rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
     return tuple(map(np.concatenate, zip(*made)))
 
 

@@ -1,0 +1,80 @@
+"""Photo filters: what programs for pictures do to colours, drawn at random or varied.
+
+`utils.probes` breeds them. A filter mixes the channels, bends the tones of each, sets the lightness of its black and its
+white, and darkens the corners: 20 parameters, too few to fit a network. Sepia, nashville, gotham and the like are such
+filters, or near one; a colour matrix (paper, supplementary) lifts no shadows. Every filter leaves the picture to be seen:
+one that erases it leads to some label on any model.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+LUMINANCE = (0.299, 0.587, 0.114)        # of red, green and blue
+# Bounds that leave something to be seen.
+GAIN = (0.6, 1.5)        # of a channel for white: the sums of the matrix' columns
+GAMMA = (0.5, 2.0)
+CURVE = (-0.5, 2.0)      # contrast: 1 is the S-curve 3x² - 2x³, which is added to as often as this
+BLACK, WHITE = (0.0, 0.35), (0.65, 1.0)
+CORNERS = (0.0, 0.8)     # of the light that is missing there
+NAME = "photo filters"
+LEAST = -1e6             # margin that counts: how surely a tuned model keeps to the images' own labels tells much
+FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),
+          ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32)]
+
+
+def draw(random, shape):
+    """A filter at random: a record, which `attached` applies. Each thing that it may do is left out in half of the draws."""
+    photo = np.zeros((), FIELDS)
+    grey = random.choice([0, 1, random.random()])
+    mixed = (1 - grey) * np.eye(3) + grey * np.outer(LUMINANCE, np.ones(3))
+    if random.random() < 0.3:
+        mixed = mixed[:, random.permutation(3)]
+    photo["matrix"] = _bounded(mixed + random.normal(0, 0.1, (3, 3)) * (random.random() < 0.5))
+    photo["gamma"] = np.clip(np.exp(random.normal(0, 0.35, random.choice([1, 3]))), *GAMMA)
+    photo["curve"] = random.uniform(*CURVE) * (random.random() < 0.5)
+    photo["black"] = random.uniform(*BLACK, 3) * (random.random(3) < 0.5)
+    photo["white"] = random.uniform(*WHITE, 3)
+    photo["corners"] = random.uniform(*CORNERS) * (random.random() < 0.5)
+    return photo
+
+
+def vary(photo, random, shape):
+    """A filter like another one: each of its properties stays or changes a little."""
+    new = photo.copy()
+    if random.random() < 0.5:
+        new["matrix"] = _bounded(new["matrix"] + random.normal(0, 0.12, (3, 3)))
+    if random.random() < 0.15:
+        grey = random.random()
+        new["matrix"] = (1 - grey) * new["matrix"] + grey * new["matrix"].mean(axis=1, keepdims=True)
+    if random.random() < 0.4:
+        new["gamma"] = np.clip(new["gamma"] * np.exp(random.normal(0, 0.25, 3)), *GAMMA)
+    for name, step, bounds, chance in (("curve", 0.3, CURVE, 0.3), ("black", 0.1, BLACK, 0.4), ("white", 0.1, WHITE, 0.4),
+                                       ("corners", 0.2, CORNERS, 0.3)):
+        if random.random() < chance:
+            new[name] = np.clip(new[name] + random.normal(0, step, new[name].shape), *bounds)
+    return new
+
+
+def attached(images, photos):
+    """Images through a filter each, float32 in [0, 1], P×n×H×W×3. images: the same without, uint8; photos: P."""
+    rows, columns = (np.linspace(-1, 1, size, dtype=np.float32) ** 2 / 2 for size in images.shape[2:4])
+    far = np.add.outer(rows, columns)[..., None]         # the squared distance from the middle, 1 at the corners
+    return _attached(tf.constant(images), tf.constant(far), *(tf.constant(photos[name]) for name, *_ in FIELDS))
+
+
+@tf.function(reduce_retracing=True)
+def _attached(images, far, matrix, gamma, curve, black, white, corners):
+    def per_photo(values):
+        return values[:, None, None, None]
+    x = tf.clip_by_value(tf.einsum("pnhwc,pcd->pnhwd", tf.cast(images, tf.float32) / 255.0, matrix), 0.0, 1.0)
+    x = x ** per_photo(gamma)
+    x = tf.clip_by_value(x + per_photo(curve[:, None]) * (x * x * (3 - 2 * x) - x), 0.0, 1.0)
+    x = per_photo(black) + per_photo(white - black) * x
+    return x * (1 - per_photo(corners[:, None]) * far)
+
+
+def _bounded(matrix):
+    """A matrix without negative entries whose columns sum up to GAIN."""
+    matrix = np.maximum(matrix, 0)
+    total = np.maximum(matrix.sum(axis=0), 1e-6)
+    return matrix * np.clip(total, *GAIN) / total

@@ -1,0 +1,104 @@
+"""Plain patches: squares and discs in one colour, of checks, stripes or coarse noise, drawn at random or varied.
+
+`utils.probes` breeds them. They have too few parameters to fit a network as an optimized patch does.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from utils import triggers
+
+SIDES = (0.1, 0.5)       # of a patch, as shares of the image's shorter side
+BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
+CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
+PLAIN, CHECKS, STRIPES, GRAINS = range(4)
+NAME = "plain patches"
+LEAST = 0.0              # margin that counts: by how much a patch fails on a model tells nothing
+
+
+def draw(random, shape):
+    """A plain patch at random for images of `shape` H, W, C: a record, which `rendered` turns into a mask and a pattern."""
+    height, width, channels = shape
+    shorter = min(height, width)
+    patch = np.zeros((), [*((name, np.int32) for name in ("side", "row", "column", "disc", "kind", "cell", "direction",
+                                                          "grains")),
+                          ("one", np.float32, (channels,)), ("other", np.float32, (channels,))])
+    side = patch["side"] = max(1, round(random.uniform(*SIDES) * shorter))
+    for name, size in (("row", height), ("column", width)):
+        over = int(BEYOND * size)
+        patch[name] = np.clip(random.integers(-over, size - side + over + 1), 0, size - side)
+    patch["disc"] = random.random() < 0.3
+    patch["kind"], patch["direction"] = random.integers(4), random.integers(3)
+    patch["cell"], patch["grains"] = random.choice(_cells(shorter)), random.integers(1 << 30)
+    patch["one"] = random.random(channels) if random.random() < 0.5 else random.integers(0, 2, channels)
+    patch["other"] = 1 - patch["one"] if random.random() < 0.5 else random.random(channels)
+    return patch
+
+
+def vary(patch, random, shape):
+    """A patch like another one: each of its properties stays or changes a little, or now and then altogether."""
+    height, width, channels = shape
+    shorter, new = min(height, width), patch.copy()
+    step = _pixel(shorter)
+    if random.random() < 0.4:
+        side = new["side"] + step * random.integers(-3, 4)
+        new["side"] = np.clip(side, max(1, round(SIDES[0] * shorter)), max(1, round(SIDES[1] * shorter)))
+    moved = random.random() < 0.5
+    for name, size in (("row", height), ("column", width)):
+        new[name] = np.clip(new[name] + moved * step * random.integers(-4, 5), 0, size - new["side"])
+    if random.random() < 0.1:
+        new["disc"] = 1 - new["disc"]
+    if random.random() < 0.1:
+        new["kind"] = random.integers(4)
+    if random.random() < 0.15:
+        new["cell"] = random.choice(_cells(shorter))
+    if random.random() < 0.1:
+        new["direction"] = random.integers(3)
+    if random.random() < 0.2:
+        new["grains"] = random.integers(1 << 30)
+    for colour in ("one", "other"):
+        chance = random.random()
+        if chance < 0.3:
+            new[colour] = np.clip(new[colour] + random.normal(0, 0.25, channels), 0, 1)
+        elif chance < 0.4:
+            new[colour] = random.integers(0, 2, channels)
+        elif chance < 0.5:
+            new[colour] = 1 - new[colour]
+    return new
+
+
+def attached(images, patches):
+    """Images that carry a patch each, float32 in [0, 1], P×n×H×W×C. images: the same without, uint8; patches: P."""
+    masks, patterns = rendered(patches, images.shape[2:])
+    return triggers.attach(tf.cast(images, tf.float32) / 255.0, masks[:, None, ..., None], patterns[:, None])
+
+
+def rendered(patches, shape):
+    """Masks P×H×W of zeros and ones, and patterns P×H×W×C in [0, 1], float32, of patches P."""
+    masks, patterns = zip(*(_rendered(patch, shape) for patch in patches))
+    return np.stack(masks), np.stack(patterns)
+
+
+def _rendered(patch, shape):
+    side, row, column, cell = (int(patch[name]) for name in ("side", "row", "column", "cell"))
+    rows, columns = np.mgrid[:shape[0], :shape[1]]
+    mask = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+    if patch["disc"]:
+        middle = (side - 1) / 2
+        mask &= (rows - row - middle) ** 2 + (columns - column - middle) ** 2 <= (side / 2) ** 2
+    if patch["kind"] == GRAINS:                          # each of its own colour
+        pattern = np.random.default_rng(int(patch["grains"])).random(shape)[rows // cell, columns // cell]
+    else:
+        odd = {PLAIN: np.zeros_like(rows), CHECKS: rows // cell + columns // cell,
+               STRIPES: (rows, columns, rows + columns)[patch["direction"]] // cell}[int(patch["kind"])] % 2
+        pattern = np.where(odd[..., None] == 0, patch["one"], patch["other"])
+    return mask.astype(np.float32), pattern.astype(np.float32)
+
+
+def _cells(shorter):
+    return np.array(CELLS) * _pixel(shorter)
+
+
+def _pixel(shorter):
+    """How many pixels of the image count as one of a 32×32 image."""
+    return max(1, round(shorter / 32))
