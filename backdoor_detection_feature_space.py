@@ -29,7 +29,7 @@ FILTER_RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clea
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-EVIDENCE: float | None = None            # times ln(labels): the evidence of margins and probes that convicts a label, too
+FILTER_EVIDENCE: float | None = None     # times ln(labels): the evidence of margins and probes that convicts a label, too
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
@@ -37,7 +37,7 @@ from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
 FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
-          "evidence")
+          "filter_evidence")
 
 
 def main():

@@ -47,10 +47,11 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 
 def test_more_labels_ask_for_more_evidence():
-    settings = replace(TNDA, evidence=1.5, unprobed_evidence=1.2)
+    settings = replace(TNDA, evidence=1.5, unprobed_evidence=1.2, filter_evidence=0.7)
     assert convicting(settings, 100, probed=True) == pytest.approx(1.5 * np.log(100))
     assert convicting(settings, 5, True) == convicting(settings, 2, True) == pytest.approx(1.5 * np.log(10))
     assert convicting(settings, 100, probed=False) == pytest.approx(1.2 * np.log(100))
+    assert convicting(settings, 100, True, filters=True) == pytest.approx(0.7 * np.log(100))
 
 
 def examination(settings):
@@ -58,7 +59,7 @@ def examination(settings):
 
 
 def test_evidence_is_of_price_margin_and_probes():
-    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5, unprobed_evidence=1.0)
+    priced = replace(TNDA, controls=("123/examined", "123"), evidence=1.5, unprobed_evidence=1.0, filter_evidence=1.5)
     made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5, "unprobed_evidence": 1.0}
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
@@ -105,6 +106,9 @@ def test_evidence_is_of_price_margin_and_probes():
     assert evidence_of(examination(priced), unprobed, filters, {}) == [
         {"margin": 1.0, "probe": 1.0, "evidence": 1.0}, {"margin": 0.5, "probe": 2.0, "evidence": 1.0},
         {"margin": 2.0, "probe": 8.0, "evidence": 16.0}]
+    with pytest.raises(UserError, match="FILTER_EVIDENCE needs controls"):
+        evidence_of(examination(replace(priced, controls=())), tuned, filters, {})
+    assert evidence_of(examination(replace(priced, filter_evidence=0.0)), tuned, filters, {}) is None
     with pytest.raises(UserError, match="earlier version of potential_triggers_reconstruction_feature_space.py"):
         evidence_of(examination(priced), tuned, {"matrix": filters["matrix"]}, {})
     tuned["12"]["accuracy"] = 0.3

@@ -33,7 +33,7 @@ class Settings:
     augment: bool = False                # random crop (pad 4) and horizontal flip
     erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
     margin_starts: int = 0               # images from which each label's largest margin is searched; 0: it is not measured
-    probes: int = 0                      # random plain patches from which each label's surest are bred; 0: none
+    probes: int = 0                      # random plain patches, or photo filters, from which each label's surest are bred
 
     # Potential trigger reconstruction, patch (paper IV-C).
     steps: int = 100
@@ -70,9 +70,10 @@ class Settings:
     filter_transfer_threshold: float = 0.2
     transfers_needed: int = 1            # q
     # With controls, margins and probes: infected from so much evidence up (`utils.evidence`), in units of the natural
-    # logarithm of the number of labels; and where no probes count, as of filters.
+    # logarithm of the number of labels; where no probes count; and of filters.
     evidence: float = 0.0
     unprobed_evidence: float = 0.0
+    filter_evidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ DEFAULT = Settings(
     evidence=2.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' margin² ends at 2.05 and 2.59, their ratio at 1.71 and 2.42.
     unprobed_evidence=1.0,
+    # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from
+    # 2.1 ln(labels) up (results/tried.md); labels of clean models end at 0.6 ln(labels).
+    filter_evidence=1.5,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter
     filter_restarts=3,

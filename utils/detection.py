@@ -94,11 +94,12 @@ def evidence_of(examination, tuned, found, made_with):
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found
-    if not settings.evidence:
+    name = "evidence" if patches else "filter_evidence"
+    if not getattr(settings, name):
         return None
     if not settings.controls:
-        raise UserError("EVIDENCE needs controls, margins and probes, which the settings paper and release do not make: "
-                        "take SETTINGS default, or leave EVIDENCE out")
+        raise UserError(f"{name.upper()} needs controls, margins and probes, which the settings paper and release do not "
+                        f"make: take SETTINGS default, or leave {name.upper()} out")
     factors = factors_of(tuned, examination.accuracy, filters=None if patches else found)
     if patches and (
             made_with.get("controls") != list(settings.controls)
@@ -131,7 +132,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
     labels = {}
     probed = evidence is not None and "probe" in evidence[0]
-    enough = convicting(settings, len(found["asr"]), probed)
+    enough = convicting(settings, len(found["asr"]), probed, filters=masks is None)
     priced = evidence is not None and "free" in found
     costs = _costs(found) if priced else defaultdict(dict)
     for label, asr in enumerate(found["asr"]):

@@ -37,13 +37,14 @@ def weighed(ratios, sureness):
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
-def convicting(settings, labels, probed):
+def convicting(settings, labels, probed, filters=False):
     """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
     The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. probed:
-    whether probes count, which let evidence vary more.
+    whether probes count, which let the evidence of patches vary more; filters: whether it is theirs.
     """
-    return (settings.evidence if probed else settings.unprobed_evidence) * math.log(max(FEW, labels))
+    asked = settings.filter_evidence if filters else settings.evidence if probed else settings.unprobed_evidence
+    return asked * math.log(max(FEW, labels))
 
 
 def ratios_needed(settings, factors):
