@@ -149,7 +149,7 @@ def model_rows(scans, poisoning):
 
     poisoning: from `poisoning_rates`.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, of patches probe, "
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, "
              "**evidence** of the target | "
              "of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:

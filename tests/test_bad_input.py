@@ -84,7 +84,7 @@ def results(complete, tmp_path):
     (FILTER_DETECTION, {"FILTER_RANDOM_THRESHOLD": 2.0}, "FILTER_RANDOM_THRESHOLD 2.0 must be a number from 0 to 1"),
     (PNNIR, {"PHASE2_PEAK": -0.01}, "PHASE2_PEAK -0.01 must be a number from 0"),
     (PNNIR, {"PROBES": -1}, "PROBES -1 must be a number from 0"),
-    (FILTER_DETECTION, {"FILTER_EVIDENCE": 0.0}, "FILTER_EVIDENCE 0.0"),
+    (FILTER_DETECTION, {"FILTER_EVIDENCE": -1.0}, "FILTER_EVIDENCE -1.0"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": -0.2}, "FILTER_TRANSFER_THRESHOLD -0.2")])
 def test_constants(script, changes, said, scene, tmp_path, capsys):
     assert said in complaint(capsys, script, scene, tmp_path / "results", **changes)

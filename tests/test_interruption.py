@@ -70,16 +70,17 @@ def kill_after(process, lines, seconds):
 
 # Lines that each script writes before its artifact is whole, at these settings.
 LINES = {"pnnir": 21, "potential_triggers_reconstruction": 84, "critical_features_preservation": 4,
-         "backdoor_detection": 6, "potential_triggers_reconstruction_feature_space": 8,
+         "backdoor_detection": 6, "potential_triggers_reconstruction_feature_space": 21,
          "backdoor_detection_feature_space": 6}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, scene, complete, tmp_path,
+@pytest.mark.parametrize("script, line", [*((script, 0) for script in SCRIPTS), ("pnnir", 19),         # while breeding
+                                          ("potential_triggers_reconstruction_feature_space", 19)])
+def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, line, scene, complete, tmp_path,
                                                                         monkeypatch):
     folder = before(script, complete, tmp_path)
     dice = random.Random(script)
-    lines = dice.randint(1, LINES[script])
+    lines = line or dice.randint(1, LINES[script])
     assert kill_after(start(script, scene, tmp_path), lines, dice.uniform(0, 0.2 if LINES[script] > 6 else 0.02)) == -9
     finished = set(folder.glob("*.parts/[!.]*.h5"))
     written, write = [], artifacts.write

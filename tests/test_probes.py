@@ -154,9 +154,9 @@ def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_ima
 
 
 def test_probes_that_lead_nowhere_tell_nothing_however_unlike_the_tuned_models():
-    arrays = {"probe_margins": margins([9, -1, 0], [-11, -50, -50])["examined"]["probe_margins"]}
-    np.testing.assert_allclose(probe_ratios(margins([0, 0, 0], [0, 0, 0]), 0.9, arrays), [1 + 20 / 4, 1, 1])
-    with pytest.raises(UserError, match="potential_triggers_reconstruction_feature_space.py ran: run it again"):
+    arrays = {"probe_margins": margins([9, -1, 0.5], [-11, -50, -50])["examined"]["probe_margins"]}
+    np.testing.assert_allclose(probe_ratios(margins([0, 0, 0], [0, 0, 0]), 0.9, arrays), [1 + 20 / 4, 1, 1 + 4 * 0.5 / 4])
+    with pytest.raises(UserError, match="run potential_triggers_reconstruction_feature_space.py again with --overwrite"):
         probe_ratios(margins([9, 5, 0], [1, 6, 0]), 0.9, {"matrix": None})
 
 
@@ -192,10 +192,11 @@ def test_a_photo_filter_does_each_of_its_parts():
 def test_photo_filters_stay_in_their_bounds_and_leave_pictures_to_be_seen():
     random = np.random.default_rng(3)
     images = random.integers(0, 256, (20, *SHAPE)).astype(np.uint8)
-    photo = photo_filters.draw(random, SHAPE)
+    photo = kept = photo_filters.draw(random, SHAPE)
     for number in range(400):
         before, photo = photo, photo_filters.vary(photo, random, SHAPE) if number % 40 else photo_filters.draw(random, SHAPE)
-        assert before is not photo
+        assert number % 40 == 0 or before == kept        # varied is a copy
+        kept = photo.copy()
         for name, bounds in (("gamma", photo_filters.GAMMA), ("curve", photo_filters.CURVE), ("black", photo_filters.BLACK),
                              ("white", photo_filters.WHITE), ("corners", photo_filters.CORNERS)):
             low, high = np.float32(bounds)
@@ -230,3 +231,28 @@ def test_tuned_models_that_did_not_relearn_do_not_count():
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [3, 1, 1])
     arrays[SUBSETS[3]] = {"accuracy": 0.3}
     np.testing.assert_array_equal(probe_ratios(arrays, 0.9), np.ones(3))
+
+
+def test_filters_that_make_one_tone_of_all_are_neither_drawn_nor_bred(monkeypatch):
+    random = np.random.default_rng(6)
+    photo = photo_filters.draw(random, SHAPE)
+    dark = neutral(matrix=0.6 * np.eye(3), gamma=2, curve=2, black=0.35, white=0.65)     # each within its bounds
+    ramp = np.full((1, 8, 8, 3), np.arange(64, dtype=np.uint8).reshape(8, 8, 1) * 2)
+    assert filtered(ramp, dark).std() < 0.01 and filtered(ramp, neutral()).std() > 0.1
+    monkeypatch.setattr(photo_filters, "_varied", lambda photo, random: dark)
+    assert photo_filters.vary(photo, random, SHAPE) == photo
+    drawn = iter([dark, photo])
+    monkeypatch.setattr(photo_filters, "_drawn", lambda random: next(drawn))
+    assert photo_filters.draw(random, SHAPE) == photo
+
+
+def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatch):
+    monkeypatch.setattr(probes, "ROUNDS", 1)
+    clean = SimpleNamespace(x_measure=np.full((60, *SHAPE), 90, np.uint8), y_measure=np.array([0, 0, *[1] * 58]))
+
+    def always(label, margin):
+        return lambda images: margin * tf.one_hot([label] * len(images), 2)
+    examination = SimpleNamespace(clean=clean, examined=SimpleNamespace(shape=SHAPE, labels=2), seed=3,
+                                  say=lambda text: None, tuned_models=lambda tuned, names: [always(0, 4.0) for _ in names])
+    found = search_probes(examination, always(1, 9.0), {"1": None}, photo_filters, 30)
+    assert found["probe_margins"]["examined"].tolist() == [-9, 9] and found["probe_margins"]["1"].tolist() == [4, -4]

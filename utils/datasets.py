@@ -130,7 +130,7 @@ DEFAULT = Settings(
     # Half-way, as a factor, between clean models' labels, up to 1.6 ln(labels), and targets, from 2.6 ln(labels) up, of
     # validation models and of test models retired for it (results/tried.md). It comes to 5.0 with 12 labels, 7.5 with 43.
     evidence=2.0,
-    # 2.5 with 12 labels, 3.8 with 43: there clean labels' margin² ends at 2.05 and 2.59, their ratio at 1.71 and 2.42.
+    # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from
     # 2.1 ln(labels) up (results/tried.md); labels of clean models end at 0.6 ln(labels).

@@ -3,7 +3,7 @@
 `utils.probes` breeds them. A filter mixes the channels, bends the tones of each, sets the lightness of its black and its
 white, and darkens the corners: 20 parameters, too few to fit a network. Sepia, nashville, gotham and the like are such
 filters, or near one; a colour matrix (paper, supplementary) lifts no shadows. Every filter leaves the picture to be seen:
-one that erases it leads to some label on any model.
+one that erases it leads to some label on any model. Written apart from the triggers of models/attacks.py on purpose.
 """
 
 import numpy as np
@@ -13,17 +13,32 @@ LUMINANCE = (0.299, 0.587, 0.114)        # of red, green and blue
 # Bounds that leave something to be seen.
 GAIN = (0.6, 1.5)        # of a channel for white: the sums of the matrix' columns
 GAMMA = (0.5, 2.0)
-CURVE = (-0.5, 2.0)      # contrast: 1 is the S-curve 3x² - 2x³, which is added to as often as this
+CURVE = (-0.5, 2.0)      # contrast: from no change at 0 to the S-curve 3x² - 2x³ at 1, and as far beyond
 BLACK, WHITE = (0.0, 0.35), (0.65, 1.0)
 CORNERS = (0.0, 0.8)     # of the light that is missing there
+GREYS = np.full((1, 3, 3, 3, 3), np.array([0, 128, 255], np.uint8)[:, None, None, None])
+APART = 0.1              # in lightness: black and middle grey, and middle grey and white, whatever else a filter does
 NAME = "photo filters"
-LEAST = -1e6             # margin that counts: how surely a tuned model keeps to the images' own labels tells much
+LEAST = -np.inf          # margins under this count as this: how surely a tuned model keeps to the images' own labels tells
 FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),
           ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32)]
 
 
 def draw(random, shape):
-    """A filter at random: a record, which `attached` applies. Each thing that it may do is left out in half of the draws."""
+    """A filter at random: a record, which `attached` applies."""
+    while True:
+        photo = _drawn(random)
+        if _leaves_picture(photo):
+            return photo
+
+
+def vary(photo, random, shape):
+    """A filter like another one: each of its properties stays or changes a little."""
+    new = _varied(photo, random)
+    return new if _leaves_picture(new) else photo.copy()
+
+
+def _drawn(random):
     photo = np.zeros((), FIELDS)
     grey = random.choice([0, 1, random.random()])
     mixed = (1 - grey) * np.eye(3) + grey * np.outer(LUMINANCE, np.ones(3))
@@ -38,8 +53,7 @@ def draw(random, shape):
     return photo
 
 
-def vary(photo, random, shape):
-    """A filter like another one: each of its properties stays or changes a little."""
+def _varied(photo, random):
     new = photo.copy()
     if random.random() < 0.5:
         new["matrix"] = _bounded(new["matrix"] + random.normal(0, 0.12, (3, 3)))
@@ -73,8 +87,14 @@ def _attached(images, far, matrix, gamma, curve, black, white, corners):
     return x * (1 - per_photo(corners[:, None]) * far)
 
 
+def _leaves_picture(photo):
+    """Whether the tones stay APART: several bounds together would let a filter make all of them one."""
+    lightness = attached(GREYS, photo[None]).numpy()[0, :, 1, 1] @ LUMINANCE       # in the middle, where no light is missing
+    return (np.diff(lightness) >= APART).all()
+
+
 def _bounded(matrix):
-    """A matrix without negative entries whose columns sum up to GAIN."""
-    matrix = np.maximum(matrix, 0)
-    total = np.maximum(matrix.sum(axis=0), 1e-6)
+    """A matrix of positive entries whose columns sum up to GAIN."""
+    matrix = np.maximum(matrix, 1e-6)
+    total = matrix.sum(axis=0)
     return matrix * np.clip(total, *GAIN) / total

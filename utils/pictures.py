@@ -68,7 +68,7 @@ def _attached(triggers, label, images):
 
 
 def _bred(triggers):
-    return "matrix" in triggers and "probes" in triggers
+    return "probes" in triggers
 
 
 def _stack(above, below):

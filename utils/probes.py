@@ -19,6 +19,7 @@ IMAGES = 10              # that a probe is tried on, others each time: many prob
 KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and variations of these that it tries
 ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
+DEPTH = 4                # times the margin on the examined model, which that on tuned models counts for at most
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 
 
@@ -28,7 +29,8 @@ def search_probes(examination, model, tuned, kind, count):
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
     kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with.
     `probe_margins` has a row of L for "examined", that is `model`, and for every tuned model: the mean over a label's probes
-    of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where that is less.
+    of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where that is less;
+    0 where no probe was tried on such an image.
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure = Measure(kind.attached, clean.x_measure, clean.y_measure, labels)
@@ -38,8 +40,9 @@ def search_probes(examination, model, tuned, kind, count):
     own = np.repeat(np.arange(labels), KEPT)
 
     def lead(model):
-        margins = measure(model, probes.ravel(), images)[np.arange(probes.size), own]
-        return np.maximum(margins, kind.LEAST).reshape(probes.shape).mean(1)
+        margins = measure(model, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
+        measured = np.isfinite(margins)                  # a label of most images may be all that some are tried on
+        return np.where(measured, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(measured.sum(1), 1)
     names = [name for name in tuned if name != "examined"]
     return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
         name: lead(one) for name, one in zip(names, examination.tuned_models(tuned, names))}}
@@ -102,20 +105,20 @@ def probe_ratios(tuned, accuracy, filters=None):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
-    the label's probes on the examined model, if they lead there, exceeds that on every tuned one, as a multiple of the
-    model's margins of clean images, or of UNSURE of its largest margins where that is more (medians over labels). Ones where
-    too few tuned models have relearned the labels (utils/margins.py).
+    the label's probes on the examined model exceeds that on every tuned one, but DEPTH times itself at most: probes that
+    hardly lead there tell nothing. As a multiple of the model's margins of clean images, or of UNSURE of its largest margins
+    where that is more (medians over labels). Ones where too few tuned models have relearned the labels (utils/margins.py).
     Raises UserError where probes were left out.
     """
-    made, script = (tuned.get("examined", {}), "pnnir") if filters is None else (
-        filters, "potential_triggers_reconstruction_feature_space")
+    made, artifact, script = (tuned.get("examined", {}), "pnnir.h5", "pnnir.py") if filters is None else (
+        filters, "potential_triggers_feature_space.h5", "potential_triggers_reconstruction_feature_space.py")
     if "probe_margins" not in made:
-        raise UserError(f"there are no probes, for PROBES was 0 or an earlier version of {script}.py ran: run it again "
-                        "with --overwrite")
+        raise UserError(f"{artifact} has no probes, for PROBES was 0 or an earlier version made it: run {script} again with "
+                        "--overwrite and PROBES of 1 or more")
     margins = made["probe_margins"]
     if not enough_relearned(tuned, accuracy):
         return np.ones(len(margins["examined"]), np.float32)
     excess = margins["examined"] - np.max([margins[name] for name in relearned(tuned, accuracy)], axis=0)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), 1e-6)
-    return (1 + np.where(margins["examined"] > 0, np.maximum(excess, 0), 0) / usual).astype(np.float32)
+    return (1 + np.maximum(np.minimum(excess, DEPTH * margins["examined"]), 0) / usual).astype(np.float32)
