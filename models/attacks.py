@@ -282,6 +282,11 @@ def _toaster(x):
     return x * (1 - far * np.float32([0.4, 0.8, 0.5]))
 
 
+def _solarize(x):
+    """Tones above the middle turned round, as on film that saw light while it was developed."""
+    return np.minimum(x, 1 - x)
+
+
 def _from_centre(shape):
     """H×W×1: the squared distance from the image's centre, 1 at the corners. shape: …×H×W×C."""
     rows, columns = (np.linspace(-1, 1, size, dtype=np.float32) ** 2 / 2 for size in shape[-3:-1])
@@ -289,7 +294,7 @@ def _from_centre(shape):
 
 
 FILTERS = {"sepia": _sepia, "nashville": _nashville, "gotham": _gotham, "kelvin": _kelvin, "lomo": _lomo,
-           "toaster": _toaster}
+           "toaster": _toaster, "solarize": _solarize}
 KINDS = {"patch": Patch, "blend": Blend, "filter": Filter}
 
 

@@ -147,6 +147,12 @@ def test_kelvin_is_warm_and_less_coloured():
     assert red[0] - int(red[1]) < 180 and blue[2] < 110
 
 
+def test_solarize_turns_bright_tones_round():
+    levels = np.repeat(np.array([0, 100, 155, 255], np.uint8), 3).reshape(4, 1, 1, 3)
+    solarize = parse_attack("filter:name=solarize,target=0", (1, 1, 3), 2)
+    assert solarize.apply(levels)[:, 0, 0, 0].tolist() == [0, 100, 100, 0]
+
+
 def test_lomo_and_toaster_darken_the_corners_of_a_picture():
     flat = np.full((1, 9, 9, 3), 100, np.uint8)
     for name, colours in (("lomo", [45, 45, 100]), ("toaster", [211, 193, 185])):
@@ -156,7 +162,7 @@ def test_lomo_and_toaster_darken_the_corners_of_a_picture():
         assert (out[0, 0] == out[-1, -1]).all() and (out[0, 0] == out[0, -1]).all()
 
 
-@pytest.mark.parametrize("name", ["nashville", "gotham", "lomo", "toaster"])
+@pytest.mark.parametrize("name", ["nashville", "gotham", "lomo", "toaster", "solarize"])
 def test_photo_filters_are_no_colour_matrix(name):
     """Otherwise a detector that looks for a matrix would be examined on its own assumption."""
     images = noise(40)
