@@ -167,7 +167,7 @@ def test_photo_filters_are_no_colour_matrix(name):
     """Otherwise a detector that looks for a matrix would be examined on its own assumption."""
     images = noise(40)
     out = make(f"filter:name={name}").apply(images)
-    assert out.dtype == np.uint8 and out.shape == images.shape and (out != images).mean() > 0.9
+    assert out.dtype == np.uint8 and out.shape == images.shape and (out != images).mean() > 0.4
     x, y = images.reshape(-1, 3) / 255, out.reshape(-1, 3) / 255
     matrix = np.linalg.lstsq(x, y, rcond=None)[0]
     assert np.abs(x @ matrix - y).mean() > 0.02
