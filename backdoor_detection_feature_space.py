@@ -1,4 +1,4 @@
-"""Stage 4 in the feature space: which labels serve a colour-filter backdoor (paper, supplementary)?
+"""Stage 4 in the feature space: which labels serve a filter backdoor (paper, supplementary)?
 
 Measures each colour matrix's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label. The default
 setting convicts by margins and bred photo filters, too: a trigger need not be a matrix to show in them. Reads pnnir.h5 and

@@ -15,6 +15,7 @@ from utils.config import UserError, configure, run
 DATASET = "signs"            # row of the table in utils/datasets.py
 MODELS = ["models/signs/val_patch1.keras"]   # model files with the report of models.train beside them
 RESULTS = "results/zoo/default"      # where pnnir.py wrote
+CLEAN_PER_LABEL: int | None = None   # clean images of each label that the scan used at most; none: the dataset's number
 SETTINGS = "default"         # the named setting of the scan
 SEED = 0                     # its seed
 PRECISION = "float32"        # and its networks' precision
@@ -27,7 +28,7 @@ from utils.examination import examinations
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
-OTHERS = {"CLEAN_DATA": "", "CLEAN_PER_LABEL": None, "OVERWRITE": False, "ARCHITECTURE": "", "INPUT_RANGE": None,
+OTHERS = {"CLEAN_DATA": "", "OVERWRITE": False, "ARCHITECTURE": "", "INPUT_RANGE": None,
           "INPUT_MEAN": None, "CHANNEL_ORDER": "rgb", "BLOCKS": None, "FEATURE_MAP": "", "ALLOW_LOW_ACCURACY": True}
 
 

@@ -22,6 +22,8 @@ from utils.datasets import dataset
 
 ZOO = "benchmarks/validation_zoo.txt"    # the list of models
 DATASETS: list[str] = []                 # only these datasets' models; none: all
+NAMES: list[str] = []                    # only models of these names; none: all
+CLEAN_PER_LABEL: int | None = None       # clean images of each label that a scan uses at most; none: the dataset's number
 PROCESSES = 2                            # models at work at a time, which share the processor's cores
 SETTINGS = "default"                     # named setting of the scans
 RESULTS = "results/zoo/default"          # artifacts and logs of the scans; another folder for other settings
@@ -41,7 +43,8 @@ def main():
     def verdicts(row, name, flags):
         return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))
                 for stages in stages_of(dataset(row), flags)}
-    models = [model for model in read_zoo(ZOO) if not verdicts(*model) <= known and (not DATASETS or model[0] in DATASETS)]
+    models = [model for model in read_zoo(ZOO) if not verdicts(*model) <= known
+              and (not DATASETS or model[0] in DATASETS) and (not NAMES or model[1] in NAMES)]
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,
                                 "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -92,9 +95,10 @@ def commands(row, name, flags):
     """Every command that one model needs, in order."""
     stages = ["pnnir.py", *itertools.chain(*stages_of(row, flags))]
     yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, "--precision", PRECISION, *flags]
+    few = ["--clean-per-label", str(CLEAN_PER_LABEL)] if CLEAN_PER_LABEL else []
     for stage in (*stages, "-m benchmarks.leftover"):
         yield [*stage.split(), "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras",
-               "--settings", SETTINGS, "--precision", PRECISION, "--results", RESULTS]
+               "--settings", SETTINGS, "--precision", PRECISION, "--results", RESULTS, *few]
 
 
 def scan(dataset_name, name, flags, environment):
