@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import tables, zoo
+from benchmarks import tables, without, zoo
 from models.attacks import parse_attacks
 from utils.config import UserError
 from utils.datasets import dataset
@@ -156,3 +156,31 @@ def test_what_a_repair_left_of_a_label_is_told():
     scan = {"dataset": "signs", "name": "one", "triggers": [], "targets": [], "infected": [3], "labels": {"3": row}}
     last = tables.model_rows([scan], {}).splitlines()[-1]
     assert last == "| `signs/one` | none | **3** |  | 1.50, 1.60, 3.84 (1.90 left) |"
+
+
+def test_triggers_without_a_part_are_judged_by_tnda():
+    asr, transfers = np.array([0.9, 0.9, 0.5]), np.full((3, 6), 0.1)
+    transfers[1, 3], transfers[2] = 0.3, np.nan
+    settings = dataset("gtsrb")["default"]
+    assert without.judged(asr, transfers, [0], settings, 0.2) == [(True, True), (False, False), (False, False)]
+    assert without.judged(asr, transfers, [2], settings, 0.4) == [(False, True), (False, True), (True, False)]
+    shown = without.table({("whole", 0.4): without.judged(asr, transfers, [2], settings, 0.4)})
+    assert "| whole | 0.4 | 1/1 = 100.0% (20.7% to 100.0%) | 2/2 = 100.0% (34.2% to 100.0%) |" in shown
+
+
+def test_without_artifacts_there_is_nothing_to_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(without, "RESULTS", str(tmp_path))
+    with pytest.raises(UserError, match="run benchmarks.zoo first"):
+        without.main()
+
+
+def test_models_are_chosen_by_dataset_and_name_and_scanned_with_so_few_images(tmp_path, monkeypatch):
+    scanned = []
+    monkeypatch.setattr(zoo, "scan", lambda data, name, flags, environment: scanned.append((data, name)))
+    for constant, value in (("ZOO", "benchmarks/test_zoo.txt"), ("DATASETS", ["signs"]), ("NAMES", ["test4_clean2"])):
+        monkeypatch.setattr(zoo, constant, value)
+    zoo.main()
+    assert scanned == [("signs", "test4_clean2")]
+    monkeypatch.setattr(zoo, "CLEAN_PER_LABEL", 30)
+    train, *stages = zoo.commands(dataset("signs"), "one", [])
+    assert "--clean-per-label" not in train and all(stage[-2:] == ["--clean-per-label", "30"] for stage in stages)
