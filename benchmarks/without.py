@@ -48,8 +48,8 @@ def main():
                 for threshold in THRESHOLDS:
                     outcomes[kind, threshold] += judged(asr, transfers, targets, examination.settings, threshold)
     if not outcomes:
-        raise UserError(f"no model of {ZOO} has preserved triggers in {RESULTS}: run benchmarks.zoo first, with these RESULTS "
-                        "and MODELS")
+        raise UserError(f"no model of {ZOO} has preserved triggers in {RESULTS}: run benchmarks.zoo first, with these "
+                        "RESULTS and MODELS")
     print(table(outcomes))
     print(f"not scanned: {', '.join(missing) or 'none'}")
 
