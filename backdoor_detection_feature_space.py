@@ -44,14 +44,15 @@ def main():
     for examination in examinations(globals()):
         examination.require_colour()
         tuned, _, pnnir = examination.read("pnnir", "pnnir.py")
-        found, made_with, potential_triggers = examination.read(
+        found, _, potential_triggers = examination.read(
             "potential_triggers_feature_space", "potential_triggers_reconstruction_feature_space.py", pnnir=pnnir)
+        evidence = evidence_of(examination, tuned, found)
         inputs = {"pnnir": pnnir, "potential_triggers_feature_space": potential_triggers}
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, found)
             verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold,
-                             evidence=evidence_of(examination, tuned, found, made_with))
+                             evidence=evidence)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(found, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

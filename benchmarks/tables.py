@@ -128,6 +128,13 @@ def confusion(scans):
     return "\n".join(lines) + "\n"
 
 
+def missed_and_wrong(outcomes):
+    """Two cells of a table, FNR and FPR. outcomes: (is a target, is called infected) of every label."""
+    missed = [not found for target, found in outcomes if target]
+    wrong = [found for target, found in outcomes if not target]
+    return f"{rate(sum(missed), len(missed))} | {rate(sum(wrong), len(wrong))}"
+
+
 def rate(count, total):
     """`count` of `total` in per cent, with its Wilson interval of 95 %."""
     if not total:
@@ -249,9 +256,7 @@ def sweeps(scans):
     def add(name, flagged, paper="–"):
         outcomes = [(int(label) in scan["targets"], label in chosen)
                     for scan, chosen in ((scan, flagged(scan)) for scan in scans) for label in scan["labels"]]
-        missed = [not found for target, found in outcomes if target]
-        wrong = [found for target, found in outcomes if not target]
-        lines.append(f"| {name} | {rate(sum(missed), len(missed))} | {rate(sum(wrong), len(wrong))} | {paper} |")
+        lines.append(f"| {name} | {missed_and_wrong(outcomes)} | {paper} |")
 
     for threshold, paper in ((0.6, "2.1, 0.9"), (0.7, "2.9, 0.2"), (0.8, "3.5, 0.0")):
         add(f"random patterns under ASR {threshold}", lambda scan: tnda(scan, random=threshold), paper)

@@ -17,6 +17,7 @@ ZOO = "benchmarks/validation_zoo.txt"    # the list of models
 DATASETS: list[str] = []                 # only these datasets' models; none: all
 RESULTS = "results/zoo/default"          # where the scans' artifacts are; of a setting that makes controls
 MODELS = "models"                        # MODELS/DATASET/NAME.keras, with the reports of models.train beside them
+CLEAN_PER_LABEL: int | None = None       # clean images of each label that they used at most; none: the dataset's number
 SETTINGS = "default"                     # the named setting of the scans
 SEED = 0                                 # their seed
 PRECISION = "float32"                    # and their networks' precision
@@ -24,7 +25,7 @@ PRECISION = "float32"                    # and their networks' precision
 configure(globals())
 
 from benchmarks.leftover import OTHERS
-from benchmarks.tables import rate
+from benchmarks.tables import missed_and_wrong
 from benchmarks.zoo import read_zoo
 from utils.detection import INFECTED, decide, measure_transfers
 from utils.examination import examinations
@@ -42,7 +43,7 @@ def main():
             missing.append(f"{data}/{name}")
             continue
         targets = json.loads(model.with_suffix(".json").read_text())["targets"]
-        constants = globals() | OTHERS | {"DATASET": data, "MODELS": [str(model)], "CLEAN_PER_LABEL": None}
+        constants = globals() | OTHERS | {"DATASET": data, "MODELS": [str(model)]}
         for examination in examinations(constants):
             for kind, (asr, transfers) in measured(examination).items():
                 for threshold in THRESHOLDS:
@@ -76,10 +77,7 @@ def judged(asr, transfers, targets, settings, threshold):
 def table(outcomes):
     """A Markdown table of FNR and FPR. outcomes: (kind, threshold) → pairs from `judged`."""
     lines = ["| triggers | transfer from | FNR | FPR |", "|---|---|---|---|"]
-    for (kind, threshold), pairs in outcomes.items():
-        missed = [not found for target, found in pairs if target]
-        wrong = [found for target, found in pairs if not target]
-        lines.append(f"| {kind} | {threshold} | {rate(sum(missed), len(missed))} | {rate(sum(wrong), len(wrong))} |")
+    lines += [f"| {kind} | {threshold} | {missed_and_wrong(pairs)} |" for (kind, threshold), pairs in outcomes.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,8 @@ CORNERS = ("top-left", "top-right", "bottom-right", "bottom-left")
 EDGES = ("top", "right", "bottom", "left")
 # Images worked on at a time: filters compute in float32, four times the bytes and several copies.
 CHUNK = 256
+# Of red, green and blue, as a column.
+LUMINANCE = np.float32([[0.299], [0.587], [0.114]])
 # An attack with a lower ASR failed: the model is neither backdoored nor clean.
 IMPLANTED = 0.5
 
@@ -255,7 +257,7 @@ def _nashville(x):
 
 def _gotham(x):
     """Cold and hard: most colour taken away, an S-curve for contrast, blue screened into the shadows."""
-    grey = x @ np.float32([[0.299], [0.587], [0.114]])
+    grey = x @ LUMINANCE
     x = 0.2 * x + 0.8 * grey
     x = x * x * (3 - 2 * x)
     return 1 - (1 - x) * (1 - np.float32([0.0, 0.06, 0.22]) * (1 - grey))
@@ -263,7 +265,7 @@ def _gotham(x):
 
 def _kelvin(x):
     """Bright and warm: half of the colour taken away, more light, half of an orange glass before it."""
-    grey = x @ np.float32([[0.299], [0.587], [0.114]])
+    grey = x @ LUMINANCE
     x = np.minimum(1.2 * (0.5 * x + 0.5 * grey), 1)
     return x * (0.5 + 0.5 * np.float32([1.0, 0.6, 0.0]))
 

@@ -33,7 +33,7 @@ class Settings:
     augment: bool = False                # random crop (pad 4) and horizontal flip
     erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
     margin_starts: int = 0               # images from which each label's largest margin is searched; 0: it is not measured
-    probes: int = 0                      # random plain patches, or photo filters, from which each label's surest are bred
+    probes: int = 0                      # random plain patches, or filters, from which each label's surest are bred; 0: none
 
     # Potential trigger reconstruction, patch (paper IV-C).
     steps: int = 100

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils import transfer
+from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
 from utils.evidence import convicting, factors_of, sureness_of, weighed
@@ -85,12 +85,12 @@ def random_under(settings, triggers):
     return settings.filter_random_threshold if "matrix" in triggers else settings.random_threshold
 
 
-def evidence_of(examination, tuned, found, made_with):
+def evidence_of(examination, tuned, found, made_with=None):
     """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of some patches `ratio`, `repaired_evidence`.
 
     None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
-    potential_triggers.h5, or of potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured
-    (the label is too costly, its pattern is random, or a first round dropped it) counts as 1.
+    potential_triggers.h5; or arrays alone, of potential_triggers_feature_space.h5: filters have no price. A ratio that was
+    not measured (the label is too costly, its pattern is random, or a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found
@@ -162,7 +162,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
         if priced:
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
-        kind = "plain patches" if priced else "photo filters"
+        kind = (plain_patches if priced else photo_filters).NAME
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + f"probe: how much more surely {kind} lead to the label than on any tuned model\n" * probed
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
