@@ -71,8 +71,8 @@ def main():
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
             set_weights(examined.network, original)
             if settings.probes:
-                tuned["examined"] |= stage.part("probes", lambda: search_probes(
-                    examination, examination.model, tuned, plain_patches, settings.probes))
+                tuned["examined"] |= search_probes(
+                    examination, examination.model, tuned, plain_patches, settings.probes, stage)
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

@@ -54,8 +54,8 @@ def main():
             models = examination.models(tuned, ["examined/123"])
             arrays = reconstruct_filters(examination, models, stage, LABELS_AT_ONCE)
             if examination.settings.probes:
-                arrays |= stage.part("probes", lambda: search_probes(
-                    examination, examination.model, tuned, photo_filters, examination.settings.probes))
+                arrays |= search_probes(examination, examination.model, tuned, photo_filters, examination.settings.probes,
+                                        stage)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.filter_sheet(arrays, examination.clean.x_measure))
             stage.finish(arrays)

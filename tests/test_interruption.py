@@ -17,8 +17,11 @@ import pytest
 from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
+from utils.probes import ROUNDS
+from utils.tuning import SUBSETS
 
 SCRIPTS = PATCH + FEATURE[1:]
+BRED = 1 + ROUNDS + 1 + len(SUBSETS)     # parts of probes: rounds, and the models that the last probes are measured on
 MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "detection",
                           "potential_triggers_feature_space", "detection_feature_space")))
 
@@ -88,7 +91,8 @@ def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, 
     scan(script, scene, tmp_path)
     assert not finished & set(written) and len(written) == len(set(written))
     if script in SCRIPTS[:2]:
-        counts = {"pnnir": [9], SCRIPTS[1]: [16, 22, 28]}[script]      # six more for two labels that are suspicious
+        repairs = range(3)                                             # of labels that are suspicious
+        counts = {"pnnir": [8 + BRED], SCRIPTS[1]: [16 + more * (6 + BRED) for more in repairs]}[script]
         assert finished and len(finished) + len(written) - 1 in counts
     assert contents(folder, MADE[script]) == contents(complete / "custom" / "tiny", MADE[script])
     assert not list(folder.glob(".partial*")) and not list(folder.glob("*.parts"))
@@ -98,6 +102,8 @@ STAGE = """
 import os, signal, sys, tempfile
 import h5py, numpy as np
 from utils import artifacts
+from utils.probes import ROUNDS
+from utils.tuning import SUBSETS
 left = [int(sys.argv[2])]
 def dying(function):
     def call(*args, **kwargs):
@@ -153,12 +159,12 @@ def test_a_file_that_may_not_grow_leaves_the_parts_before_it(scene, complete, tm
     """A limit of the system in place of a full disk: the parts fit, the artifact of all of them does not."""
     whole = (complete / "custom" / "tiny" / "pnnir.h5").stat().st_size
     folder = tmp_path / "custom" / "tiny"
-    process = start("pnnir", scene, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, [whole // 2] * 2))
+    process = start("pnnir", scene, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, [whole - 1] * 2))
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert said == f"error: File too large ({folder}/pnnir.h5): check the disk's space and the folder's permissions\n"
     assert {path.name for path in folder.iterdir()} == {".pnnir.lock", "pnnir.parts"}
-    assert len(list(folder.glob("pnnir.parts/*"))) == 9      # the examined model, seven tuned ones, probes
+    assert len(list(folder.glob("pnnir.parts/*"))) == 8 + BRED      # the examined model, seven tuned ones, probes
     scan("pnnir", scene, tmp_path)
     assert contents(folder, "pnnir") == contents(complete / "custom" / "tiny", "pnnir")
 

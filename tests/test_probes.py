@@ -116,6 +116,20 @@ def test_climbing_finds_what_chance_does_not():
     assert (climb(measure, plain_patches, 30, SHAPE, 2, 9, 6) != kept).any()
 
 
+class Parts:
+    """What a stage keeps of each part, without files; it is interrupted at the one after `most`."""
+
+    def __init__(self, kept, most=99):
+        self.kept, self.most = kept, most
+
+    def part(self, key, compute):
+        if key not in self.kept:
+            if len(self.kept) == self.most:
+                raise KeyboardInterrupt
+            self.kept[key] = compute()
+        return self.kept[key]
+
+
 def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     monkeypatch.setattr(probes, "ROUNDS", 3)
     random = np.random.default_rng(0)
@@ -124,13 +138,19 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     examined = SimpleNamespace(shape=SHAPE, labels=3)
     examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
                                   tuned_models=lambda tuned, names: (half[name] for name in names))
-    found = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), plain_patches, 600)
+    tuned, parts = dict.fromkeys(("examined", *half)), {}
+    with pytest.raises(KeyboardInterrupt):
+        search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts, most=2))
+    assert list(parts) == ["probes-0", "probes-1"]
+    found = search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts))
+    assert list(parts) == [f"probes-{number}" for number in range(1 + 3 + 3)]
     assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", "1", "2"]
     margins = found["probe_margins"]
     assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
     assert margins["1"][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
     assert margins["2"][0] > 0 == margins["2"][2]                # what lowers all others leads there, on the second model
-    again = search_probes(examination, brightness, dict.fromkeys(("examined", *half)), plain_patches, 600)
+    again = search_probes(examination, brightness, tuned, plain_patches, 600, Parts({}))
+    np.testing.assert_array_equal(again["probes"], found["probes"])
     np.testing.assert_array_equal(again["probe_margins"]["examined"], margins["examined"])
 
 
@@ -254,5 +274,5 @@ def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatc
         return lambda images: margin * tf.one_hot([label] * len(images), 2)
     examination = SimpleNamespace(clean=clean, examined=SimpleNamespace(shape=SHAPE, labels=2), seed=3,
                                   say=lambda text: None, tuned_models=lambda tuned, names: [always(0, 4.0) for _ in names])
-    found = search_probes(examination, always(1, 9.0), {"1": None}, photo_filters, 30)
+    found = search_probes(examination, always(1, 9.0), {"1": None}, photo_filters, 30, Parts({}))
     assert found["probe_margins"]["examined"].tolist() == [-9, 9] and found["probe_margins"]["1"].tolist() == [4, -4]

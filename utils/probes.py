@@ -8,6 +8,8 @@ round, towards a larger margin of its logit. A backdoor takes that far beyond wh
 in TNDA, transfers to no tuned model; what leads to a clean label is mostly some feature of it, which tuned models know, too.
 """
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,26 +25,30 @@ DEPTH = 4                # times the margin on the examined model, which that on
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 
 
-def search_probes(examination, model, tuned, kind, count):
+def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
     """`probes`, the KEPT best of each label on a model, and `probe_margins`, how surely they lead there.
 
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
-    kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with.
+    kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with;
+    stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
     `probe_margins` has a row of L for "examined", that is `model`, and for every tuned model: the mean over a label's probes
     of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where that is less;
     0 where no probe was tried on such an image.
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
-    measure = Measure(kind.attached, clean.x_measure, clean.y_measure, labels)
-    probes = climb(lambda *drawn: measure(model, *drawn), kind, count, examination.examined.shape, labels,
+    measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
+
+    def measured(model, probes, images):                 # what is drawn repeats with the seed, so that only this takes time
+        return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images)})["margins"]
+    probes = climb(lambda *drawn: measured(model, *drawn), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), KEPT)
 
     def lead(model):
-        margins = measure(model, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
-        measured = np.isfinite(margins)                  # a label of most images may be all that some are tried on
-        return np.where(measured, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(measured.sum(1), 1)
+        margins = measured(model, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
+        finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
+        return np.where(finite, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(finite.sum(1), 1)
     names = [name for name in tuned if name != "examined"]
     return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
         name: lead(one) for name, one in zip(names, examination.tuned_models(tuned, names))}}

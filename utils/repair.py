@@ -76,7 +76,8 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         examination.say(f"clean accuracy {accuracy:.1%} without them")
         margins = margin_meter(examination, model, made_with["margin_starts"])()
         return {"weights": weights_of(network), "accuracy": accuracy} | margins | (
-            search_probes(examination, model, tuned, plain_patches, made_with["probes"]) if made_with["probes"] else {})
+            search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes")
+            if made_with["probes"] else {})
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
 
