@@ -161,11 +161,11 @@ def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
         name: {"accuracy": 0.9} for name in SUBSETS}
 
 
-def test_a_ratio_is_of_what_exceeds_every_tuned_model():
+def test_a_ratio_is_of_what_exceeds_the_tuned_models():
     arrays = margins([9, 5, 0], [1, 6, 0])
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
-    arrays["examined"]["probe_margins"]["23"] = np.array([7.0, 0, 0])            # one that responds is enough
-    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 2 / 4, 1, 1])
+    arrays["examined"]["probe_margins"]["23"] = np.array([15.0, 0, 0])           # one of seven may keep a trigger
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / 4, 1, 1])
 
 
 def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_images():

@@ -164,7 +164,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
             print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         kind = (plain_patches if priced else photo_filters).NAME
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + f"probe: how much more surely {kind} lead to the label than on any tuned model\n" * probed
+              + f"probe: how much more surely {kind} lead to the label than on the tuned models\n" * probed
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
               + "; or where the matrix reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:

@@ -5,7 +5,7 @@ no tuned model. A plain patch (utils/plain_patches.py) or a photo filter (utils/
 fit much. But a backdoor answers to more than its trigger: to parts of it, to other places and colours, and, of a large one,
 to anything that is as coarse or as fine. So probes are drawn at random and the best of each label are varied, round after
 round, towards a larger margin of its logit. A backdoor takes that far beyond what the model gives to clean images, and, as
-in TNDA, transfers to no tuned model; what leads to a clean label is mostly some feature of it, which tuned models know, too.
+in TNDA, hardly transfers to tuned models; what leads to a clean label is mostly some feature of it, which they know, too.
 """
 
 import itertools
@@ -111,7 +111,7 @@ def probe_ratios(tuned, accuracy, filters=None):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
-    the label's probes on the examined model exceeds that on every tuned one, but DEPTH times itself at most: probes that
+    the label's probes on the examined model exceeds that on the tuned ones, but DEPTH times itself at most: probes that
     hardly lead there tell nothing. As a multiple of the model's margins of clean images, or of UNSURE of its largest margins
     where that is more (medians over labels). Ones where too few tuned models have relearned the labels (utils/margins.py).
     Raises UserError where probes were left out.
@@ -124,7 +124,8 @@ def probe_ratios(tuned, accuracy, filters=None):
     margins = made["probe_margins"]
     if not enough_relearned(tuned, accuracy):
         return np.ones(len(margins["examined"]), np.float32)
-    excess = margins["examined"] - np.max([margins[name] for name in relearned(tuned, accuracy)], axis=0)
+    # Their mean, for one of seven may keep a large trigger almost whole, where little was re-initialized.
+    excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy)], axis=0)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), 1e-6)
     return (1 + np.maximum(np.minimum(excess, DEPTH * margins["examined"]), 0) / usual).astype(np.float32)
