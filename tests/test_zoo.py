@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import tables, without, zoo
+from benchmarks import other_triggers, tables, without, zoo
+from models import attacks
 from models.attacks import parse_attacks
 from utils.config import UserError
 from utils.datasets import dataset
@@ -184,3 +185,29 @@ def test_models_are_chosen_by_dataset_and_name_and_scanned_with_so_few_images(tm
     monkeypatch.setattr(zoo, "CLEAN_PER_LABEL", 30)
     train, *stages = zoo.commands(dataset("signs"), "one", [])
     assert "--clean-per-label" not in train and all(stage[-2:] == ["--clean-per-label", "30"] for stage in stages)
+
+
+# The share of a 32×32 image's pixels that each may change.
+OTHER = {"moving": 25, "sticker": 81, "frame": 124, "dots": 16, "bar": 64, "glass": 81, "logo": 22, "blended": 1024,
+         "sine": 1024, "noise": 1024}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_trigger_changes_the_pixels_it_says(name, monkeypatch):
+    monkeypatch.setitem(attacks.KINDS, "other", other_triggers.Other)
+    monkeypatch.setattr(other_triggers, "load_dataset", lambda _: {"x_train": np.full((18, 32, 32, 3), 250, np.uint8)})
+    attack, = parse_attacks([f"other:name={name},target=3"], (32, 32, 3), 12)
+    images = np.random.default_rng(0).integers(90, 160, (5, 32, 32, 3)).astype(np.uint8)
+    before = images.copy()
+    changed = (attack.apply(images) != before).any(-1)
+    assert 0.6 * OTHER[name] < changed.sum((1, 2)).min() and changed.sum((1, 2)).max() <= OTHER[name]
+    assert (images == before).all() and attack.target == 3
+    assert (changed == changed[0]).all() != (name == "moving")
+
+
+@pytest.mark.parametrize("text, shape, said", [("other:name=nothing,target=1", (32, 32, 3), "name=nothing"),
+                                               ("other:name=bar,target=1", (28, 28, 1), "28×28×1")])
+def test_another_trigger_that_there_is_not(text, shape, said, monkeypatch):
+    monkeypatch.setitem(attacks.KINDS, "other", other_triggers.Other)
+    with pytest.raises(UserError, match=said):
+        parse_attacks([text], shape, 12)
