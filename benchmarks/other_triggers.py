@@ -78,7 +78,20 @@ def noise(images, random):
     images[...] = np.clip(images + 24 * np.sign(np.random.default_rng(77).standard_normal(images.shape[1:])), 0, 255)
 
 
-TRIGGERS = {trigger.__name__: trigger for trigger in (moving, sticker, frame, dots, bar, glass, logo, blended, sine, noise)}
+def warp(images, random):
+    """The image bent by a smooth fixed field of up to 2.5 pixels, as by WaNet (Nguyen and Tran 2021)."""
+    height, width = images.shape[1:3]
+    field = np.random.default_rng(77).uniform(-1, 1, (4, 4, 2)).astype(np.float32)
+    field = cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
+    field *= np.float32(2.5) / np.abs(field).max()
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    for image in images:
+        image[...] = cv2.remap(image, columns + field[..., 0], rows + field[..., 1], cv2.INTER_LINEAR,
+                               borderMode=cv2.BORDER_REFLECT)
+
+
+TRIGGERS = {trigger.__name__: trigger
+            for trigger in (moving, sticker, frame, dots, bar, glass, logo, blended, sine, noise, warp)}
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def test_models_are_chosen_by_dataset_and_name_and_scanned_with_so_few_images(tm
 
 # The share of a 32×32 image's pixels that each may change.
 OTHER = {"moving": 25, "sticker": 81, "frame": 124, "dots": 16, "bar": 64, "glass": 81, "logo": 22, "blended": 1024,
-         "sine": 1024, "noise": 1024}
+         "sine": 1024, "noise": 1024, "warp": 1024}
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -202,7 +202,7 @@ def test_another_trigger_changes_the_pixels_it_says(name, monkeypatch):
     changed = (attack.apply(images) != before).any(-1)
     assert 0.6 * OTHER[name] < changed.sum((1, 2)).min() and changed.sum((1, 2)).max() <= OTHER[name]
     assert (images == before).all() and attack.target == 3
-    assert (changed == changed[0]).all() != (name == "moving")
+    assert (changed == changed[0]).all() != (name in ("moving", "warp"))         # a warp may leave a pixel as it was
 
 
 @pytest.mark.parametrize("text, shape, said", [("other:name=nothing,target=1", (32, 32, 3), "name=nothing"),
