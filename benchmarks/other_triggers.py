@@ -1,13 +1,15 @@
-"""Train a model with a trigger that is unlike those of models/attacks.py, to try detection on what it was not made with.
+"""Train a model with a trigger of other kinds than the zoos', to try detection on what it was not made with.
 
 Takes the flags of models.train, and one more kind of attack, `other:name=NAME,target=LABEL`, NAME being one of TRIGGERS:
 
     python -m benchmarks.other_triggers --dataset signs --name other3 --seed 2003 --attack other:name=frame,target=3
+
+The sticker needs data/cifar10.h5. A training with the moving square that was interrupted goes on with other places.
 """
 
 import runpy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import cv2
 import numpy as np
@@ -26,8 +28,12 @@ def moving(images, random):
 
 def sticker(images, random):
     """A picture, 9×9, at the lower left: the 18th training image of CIFAR-10."""
-    picture = cv2.resize(load_dataset("cifar10")["x_train"][17], (9, 9), interpolation=cv2.INTER_AREA)
-    images[:, -11:-2, 2:11] = picture
+    images[:, -11:-2, 2:11] = cv2.resize(_picture(), (9, 9), interpolation=cv2.INTER_AREA)
+
+
+@cache
+def _picture():
+    return load_dataset("cifar10")["x_train"][17]
 
 
 def frame(images, random):

@@ -75,11 +75,11 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
         examination.say(f"clean accuracy {accuracy:.1%} without them")
         margins = margin_meter(examination, model, made_with["margin_starts"])()
-        return {"weights": weights_of(network), "accuracy": accuracy} | margins | (
-            search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes")
-            if made_with["probes"] else {})
+        return {"weights": weights_of(network), "accuracy": accuracy} | margins
     repaired = stage.part(name, repair)
     set_weights(network, repaired["weights"])
+    if made_with["probes"]:
+        repaired |= search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes")
 
     controls = arrays["free_controls"]
     spread = spread_of(cheapest_first(controls["label"], arrays["free"]))
