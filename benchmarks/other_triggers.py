@@ -110,7 +110,7 @@ class Other(attacks.Attack):
         self._check("name", tuple(TRIGGERS))
         if self.image_shape != (32, 32, 3):
             raise UserError(f"ATTACK other: made for images of 32×32×3, these are "
-                                    f"{'×'.join(map(str, self.image_shape))}: choose another DATASET")
+                            f"{'×'.join(map(str, self.image_shape))}: choose another DATASET")
 
     @cached_property
     def _random(self):

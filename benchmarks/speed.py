@@ -154,11 +154,10 @@ def preservation_detection_ratio():
     """Patches that do reach their label, since it is by what they look at that the time is decided: reconstructed for a
     network trained on `coloured_fields`, without a control model. The tuned models' weights are random."""
     scene = examination(GTSRB, coloured_fields())
-    # A network that starts from nothing may die of the default's 0.01: it did on one of two processors.
-    scene = replace(scene, settings=replace(scene.settings, phase2_peak=0.003))
+    # A network that starts from nothing may die of the default's peak of 0.01: it did on one of two processors. At this
+    # price the patches cover what they do on real networks of this kind, 11 to 22 % of the image, at an ASR over 0.8.
+    scene = replace(scene, settings=replace(scene.settings, phase2_peak=0.003, steps=TRIGGER_STEPS, pixel_price=0.02))
     tuning.Tuner(scene.examined, scene.clean, scene.settings).phase2.train(TRAINING_STEPS, 0)
-    # So the patches cover what they do on real networks of this kind, 11 to 22 % of the image, at an ASR over 0.8.
-    scene = replace(scene, settings=replace(scene.settings, steps=TRIGGER_STEPS, pixel_price=0.02))
     tested = np.linspace(0, GTSRB.labels - 1, PRESERVED_LABELS).astype(int)
 
     def nothing(images):

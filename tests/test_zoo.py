@@ -187,7 +187,7 @@ def test_models_are_chosen_by_dataset_and_name_and_scanned_with_so_few_images(tm
     assert "--clean-per-label" not in train and all(stage[-2:] == ["--clean-per-label", "30"] for stage in stages)
 
 
-# The share of a 32×32 image's pixels that each may change.
+# How many of a 32×32 image's pixels each may change.
 OTHER = {"moving": 25, "sticker": 81, "frame": 124, "dots": 16, "bar": 64, "glass": 81, "logo": 22, "blended": 1024,
          "sine": 1024, "noise": 1024, "warp": 1024}
 

@@ -8,6 +8,7 @@ round, towards a larger margin of its logit. A backdoor takes that far beyond wh
 in TNDA, hardly transfers to tuned models; what leads to a clean label is mostly some feature of it, which they know, too.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -40,7 +41,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
 
     def measured(model, probes, images):                 # what is drawn repeats with the seed, so that only this takes time
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images)})["margins"]
-    probes = climb(lambda *drawn: measured(model, *drawn), kind, count, examination.examined.shape, labels,
+    probes = climb(functools.partial(measured, model), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), KEPT)
