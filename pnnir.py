@@ -2,8 +2,9 @@
 
 Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subset of them, the chosen blocks are
 re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
+Those of one block learn the examined model's own logits besides, so that they know its labels as it does, less a backdoor.
 Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all seven tuned models, and how surely each label can be reached on
-them and on the examined model).
+these three and on the examined model).
 """
 
 from utils.config import configure, run
@@ -30,6 +31,7 @@ BATCH: int | None = None                 # images a step, drawn evenly over the 
 PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
+DISTILLATION: float | None = None        # phase 2 of one block: weight of the examined model's own logits beside the labels
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
 PROBES: int | None = None                # random plain patches from which each label's most telling are bred; 0: none, which
@@ -41,10 +43,10 @@ from utils.examination import examinations, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
 from utils.topology import block_layers
-from utils.tuning import SUBSETS, Tuner
+from utils.tuning import SUBSETS, TAUGHT, Tuner
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop",
-          "phase2_peak", "augment", "erase", "margin_starts", "probes")
+          "phase2_peak", "distillation", "augment", "erase", "margin_starts", "probes")
 
 
 def main():
@@ -66,7 +68,8 @@ def main():
                     tuner.tune(list(layers.values()), len(subset), 1000 * SEED + number, lambda *at: examination.say(
                         "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
                     accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
-                    return {"weights": weights_of(examined.network), "accuracy": accuracy} | measure()
+                    return {"weights": weights_of(examined.network), "accuracy": accuracy} | (
+                        measure() if subset in TAUGHT else {})
                 tuned[subset] = stage.part(subset, make)
                 examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
             set_weights(examined.network, original)

@@ -83,6 +83,7 @@ def results(complete, tmp_path):
     (FILTERS, {"FILTER_RESTARTS": -1}, "FILTER_RESTARTS -1 must be a number from 0"),
     (FILTER_DETECTION, {"FILTER_RANDOM_THRESHOLD": 2.0}, "FILTER_RANDOM_THRESHOLD 2.0 must be a number from 0 to 1"),
     (PNNIR, {"PHASE2_PEAK": -0.01}, "PHASE2_PEAK -0.01 must be a number from 0"),
+    (PNNIR, {"DISTILLATION": -1.0}, "DISTILLATION -1.0 must be a number from 0"),
     (PNNIR, {"PROBES": -1}, "PROBES -1 must be a number from 0"),
     (FILTER_DETECTION, {"FILTER_EVIDENCE": -1.0}, "FILTER_EVIDENCE -1.0"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": -0.2}, "FILTER_TRANSFER_THRESHOLD -0.2")])

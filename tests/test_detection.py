@@ -67,8 +67,7 @@ def test_evidence_is_of_price_margin_and_probes():
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
-             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]),
-              ("12", [2.0, 2.0, 2.0]))}
+             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]))}
     # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 2.0 * (name == "examined"), 3]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -78,12 +77,12 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9))
     assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
-    # Fewer than four tuned models know the labels: nothing but the price counts, and less of it convicts.
-    tuned["12"]["accuracy"] = 0.3
+    # One tuned model alone knows the labels: nothing but the price counts, and less of it convicts.
+    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
     np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
-    tuned["12"]["accuracy"] = 0.9
+    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.9
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
     for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},
                    {"controls": ("123/examined",)}):
@@ -111,7 +110,7 @@ def test_evidence_is_of_price_margin_and_probes():
     assert evidence_of(examination(replace(priced, filter_evidence=0.0)), tuned, filters, {}) is None
     with pytest.raises(UserError, match="run potential_triggers_reconstruction_feature_space.py again"):
         evidence_of(examination(priced), tuned, {"matrix": filters["matrix"]}, {})
-    tuned["12"]["accuracy"] = 0.3
+    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.3
     assert [row["evidence"] for row in evidence_of(examination(priced), tuned, filters, {})] == [1, 1, 1]
 
 

@@ -18,10 +18,10 @@ from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
 from utils.probes import ROUNDS
-from utils.tuning import SUBSETS
+from utils.tuning import TAUGHT
 
 SCRIPTS = PATCH + FEATURE[1:]
-BRED = 1 + ROUNDS + 1 + len(SUBSETS)     # parts of probes: rounds, and the models that the last probes are measured on
+BRED = 1 + ROUNDS + 1 + len(TAUGHT)      # parts of probes: rounds, and the models that the last probes are measured on
 MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "detection",
                           "potential_triggers_feature_space", "detection_feature_space")))
 
@@ -103,7 +103,6 @@ import os, signal, sys, tempfile
 import h5py, numpy as np
 from utils import artifacts
 from utils.probes import ROUNDS
-from utils.tuning import SUBSETS
 left = [int(sys.argv[2])]
 def dying(function):
     def call(*args, **kwargs):

@@ -11,7 +11,7 @@ from utils import photo_filters, plain_patches, probes, triggers
 from utils.config import UserError
 from utils.plain_patches import CHECKS, PLAIN, attached, draw, rendered, vary
 from utils.probes import KEPT, Measure, climb, probe_ratios, search_probes
-from utils.tuning import SUBSETS
+from utils.tuning import TAUGHT
 
 SHAPE = (32, 32, 3)
 SHAPES = (SHAPE, (5, 5, 1), (28, 28, 1), (48, 100, 3), (224, 224, 3))
@@ -134,7 +134,8 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     monkeypatch.setattr(probes, "ROUNDS", 3)
     random = np.random.default_rng(0)
     clean = SimpleNamespace(x_measure=random.integers(0, 90, (30, *SHAPE)).astype(np.uint8), y_measure=np.arange(30) % 3)
-    half = {"1": lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3), "2": lambda images: -brightness(images)}
+    half = {"1": lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3), "2": lambda images: -brightness(images),
+            "3": brightness}
     examined = SimpleNamespace(shape=SHAPE, labels=3)
     examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
                                   tuned_models=lambda tuned, names: (half[name] for name in names))
@@ -143,8 +144,8 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
         search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts, most=2))
     assert list(parts) == ["probes-0", "probes-1"]
     found = search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts))
-    assert list(parts) == [f"probes-{number}" for number in range(1 + 3 + 3)]
-    assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", "1", "2"]
+    assert list(parts) == [f"probes-{number}" for number in range(1 + 3 + 4)]
+    assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", *TAUGHT]
     margins = found["probe_margins"]
     assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
     assert margins["1"][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
@@ -155,16 +156,16 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
 
 
 def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
-    """Arrays of pnnir.h5 of an examined model and seven tuned ones of these probe margins."""
-    rows = {"examined": np.array(examined, float)} | {name: np.array(tuned, float) for name in SUBSETS}
+    """Arrays of pnnir.h5 of an examined model and three taught ones of these probe margins."""
+    rows = {"examined": np.array(examined, float)} | {name: np.array(tuned, float) for name in TAUGHT}
     return {"examined": {"probe_margins": rows, "clean_margins": np.array(clean), "largest_margins": np.array(largest)}} | {
-        name: {"accuracy": 0.9} for name in SUBSETS}
+        name: {"accuracy": 0.9} for name in TAUGHT}
 
 
 def test_a_ratio_is_of_what_exceeds_the_tuned_models():
     arrays = margins([9, 5, 0], [1, 6, 0])
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
-    arrays["examined"]["probe_margins"]["23"] = np.array([15.0, 0, 0])           # one of seven may keep a trigger
+    arrays["examined"]["probe_margins"]["2"] = np.array([7.0, 6, 0])             # one of them may keep a trigger
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / 4, 1, 1])
 
 
@@ -245,11 +246,10 @@ def test_photo_filters_are_varied_to_what_a_backdoor_answers_to():
 
 def test_tuned_models_that_did_not_relearn_do_not_count():
     arrays = margins([9, 5, 0], [1, 6, 0])
-    for name in SUBSETS[:3]:
-        arrays["examined"]["probe_margins"][name] = np.full(3, 50.0)
-        arrays[name] = {"accuracy": 0.3}
+    arrays["examined"]["probe_margins"]["2"] = np.full(3, 50.0)
+    arrays["2"] = {"accuracy": 0.3}
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [3, 1, 1])
-    arrays[SUBSETS[3]] = {"accuracy": 0.3}
+    arrays["3"] = {"accuracy": 0.3}
     np.testing.assert_array_equal(probe_ratios(arrays, 0.9), np.ones(3))
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from utils import controls, repair
 from utils.datasets import Settings
 from utils.plain_patches import draw
+from utils.tuning import TAUGHT
 
 
 @pytest.fixture
@@ -82,15 +83,15 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     clean = SimpleNamespace(x_tune=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_tune=np.arange(10) % 5,
                             x_measure=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_measure=np.arange(10) % 5)
     examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
-    examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None,
+    examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None, model=network,
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1),
                                   tuned_models=lambda tuned, names: [tf.function(network) for _ in names])
     tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1))] for _ in range(5)])}, "1": {}}
-    measured_with = {"margin_starts": 1, "probes": 7}
+    measured_with = {"margin_starts": 1, "probes": 7, "distillation": 0.0}
 
     def factors(tuned, accuracy):
         assert all(margins.shape == (5,) for margins in tuned["examined"]["probe_margins"].values())
-        assert list(tuned["examined"]["probe_margins"]) == ["examined", "1"]
+        assert list(tuned["examined"]["probe_margins"]) == ["examined", *TAUGHT]
         assert tuned["examined"]["largest_margins"].shape == (5,)
         return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
@@ -132,7 +133,12 @@ def test_a_trigger_is_unlearned_and_the_labels_are_kept():
     mask[:, :2, :2] = 1
     clean = SimpleNamespace(x_tune=images, y_tune=labels)
     examination = SimpleNamespace(clean=clean, settings=replace(Settings(), repair_steps=1500), seed=0,
-                                  examined=SimpleNamespace(preprocess=tf.identity))
-    repair.unlearn(network, (mask, np.ones((1, 6, 6, 1), np.float32)), examination)
-    assert share(triggered[labels == 0], 1) < 0.1
-    assert share(images, labels) > 0.95
+                                  examined=SimpleNamespace(preprocess=tf.identity), model=tf.function(network))
+    learned, before, moved = network.get_weights(), network.predict(images / 255.0, verbose=0), []
+    for distillation in (0.0, 100.0):
+        network.set_weights(learned)
+        repair.unlearn(network, (mask, np.ones((1, 6, 6, 1), np.float32)), examination, distillation)
+        assert share(triggered[labels == 0], 1) < 0.1
+        assert share(images, labels) > 0.95
+        moved.append(np.ptp(network.predict(images / 255.0, verbose=0) - before, axis=1).mean())   # but for a constant
+    assert moved[1] < moved[0], "distillation holds on to the logits of images without the trigger"

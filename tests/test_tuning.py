@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils import tuning
+from utils import transfer, tuning
 from utils.datasets import Settings
-from utils.examination import weights_of
+from utils.examination import classifier, weights_of
 from utils.topology import block_layers
 
 
@@ -136,6 +136,32 @@ def test_a_peak_governs_phase_2_alone_and_across_its_looks(scene, monkeypatch):
     tune(0, 10)
     expected = [0.5 * (0.5 + 0.5 * np.cos(np.pi * (last / 10 - 0.1) / 0.9)) for last in (1, 3, 5, 7, 9)]
     np.testing.assert_allclose(seen[-5:], expected, rtol=1e-5)
+
+
+def test_divergence_is_none_of_logits_that_differ_by_a_constant_and_keras_own_of_others():
+    taught, logits = np.random.default_rng(0).normal(0, 8, (2, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(tuning.divergence(taught, taught + 7), 0, atol=1e-4)
+    wanted, given = (tf.nn.softmax(part / tuning.TEMPERATURE) for part in (taught, logits))
+    np.testing.assert_allclose(tuning.divergence(taught, logits),
+                               tuning.TEMPERATURE**2 * keras.losses.kl_divergence(wanted, given), rtol=1e-3)
+
+
+def test_distillation_teaches_the_examined_models_logits_in_phase_2_of_one_block_alone(scene):
+    examined, clean = scene
+    before, model = weights_of(examined.network), classifier(examined.network, examined.preprocess)
+    taught = transfer.logits_of(model, clean.x_tune)
+
+    def tuned(weight, phase1, phase2, blocks=1):
+        for variable in examined.network.weights:
+            variable.assign(before[variable.path])
+        tuner = tuning.Tuner(examined, clean, replace(settings(phase1, phase2), distillation=weight, learning_rate=0.01))
+        tuner.tune([examined.network.get_layer("class")], blocks, seed=1)
+        return weights_of(examined.network), float(tf.reduce_mean(
+            tuning.divergence(taught, transfer.logits_of(model, clean.x_tune))))
+    assert tuned(100.0, 0, 60)[1] < 0.5 * tuned(0.0, 0, 60)[1]
+    for others in ((5, 0), (0, 5, 2)):                          # phase 1, and phase 2 of more blocks than one
+        for path, value in tuned(100.0, *others)[0].items():
+            np.testing.assert_array_equal(value, tuned(0.0, *others)[0][path])
 
 
 def test_reinitialised_weights_are_uniform_within_the_bound_and_biases_at_it(scene):

@@ -111,10 +111,10 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
     if not enough_relearned(tuned, examination.accuracy):
-        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of the tuned "
-                        f"models is near the examined model's, that of {ENOUGH} must be for margins and probes to count: "
-                        f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. More "
-                        "PHASE2_STEPS, or another PHASE2_PEAK, may help")
+        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of tuned "
+                        f"models 1, 2 and 3 is near the examined model's, that of {ENOUGH} must be for margins and probes "
+                        f"to count: {'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
+                        "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
     labels = range(len(values["evidence"]))
     if patches:

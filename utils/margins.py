@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from utils import transfer
 from utils.config import UserError
+from utils.tuning import TAUGHT
 from utils.starts import start_anew, uniform
 
 STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
@@ -20,7 +21,7 @@ QUARTILE = 0.75          # of the margins of a label's clean images: how sure a 
 FLOOR = 0.3              # of the labels' median: a label that one model knows badly is no sign of the other's backdoor
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
 RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it does not know the labels
-ENOUGH = 4               # tuned models that know the labels: of fewer the mean is too uncertain to convict a label by
+ENOUGH = 2               # tuned models that know the labels: of fewer the mean is too uncertain to convict a label by
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
@@ -87,7 +88,7 @@ def margins_of(logits, own):
 
 
 def margin_ratios(tuned, accuracy):
-    """Each label's largest margin on the examined model to its geometric mean on the tuned models, L.
+    """Each label's largest margin on the examined model to its geometric mean on the TAUGHT tuned models, L.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
@@ -109,8 +110,8 @@ def enough_relearned(tuned, accuracy):
 
 
 def relearned(tuned, accuracy):
-    """The names of the tuned models that know the labels. tuned, accuracy: as for `margin_ratios`."""
-    return [name for name, one in tuned.items() if name != "examined" and one["accuracy"] >= RELEARNED * accuracy]
+    """The names of the TAUGHT tuned models that know the labels. tuned, accuracy: as for `margin_ratios`."""
+    return [name for name in TAUGHT if tuned[name]["accuracy"] >= RELEARNED * accuracy]
 
 
 def _logarithms(margins):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from utils import transfer
 from utils.config import UserError
 from utils.margins import enough_relearned, relearned
+from utils.tuning import TAUGHT
 
 IMAGES = 10              # that a probe is tried on, others each time: many probes on few tell more than few on many
 KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and variations of these that it tries
@@ -32,7 +33,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
     kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with;
     stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
-    `probe_margins` has a row of L for "examined", that is `model`, and for every tuned model: the mean over a label's probes
+    `probe_margins` has a row of L for "examined", that is `model`, and for every TAUGHT one: the mean over a label's probes
     of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where that is less;
     0 where no probe was tried on such an image.
     """
@@ -50,9 +51,8 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
         margins = measured(model, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
         finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
         return np.where(finite, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(finite.sum(1), 1)
-    names = [name for name in tuned if name != "examined"]
     return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
-        name: lead(one) for name, one in zip(names, examination.tuned_models(tuned, names))}}
+        name: lead(one) for name, one in zip(TAUGHT, examination.tuned_models(tuned, TAUGHT))}}
 
 
 class Measure:
@@ -125,7 +125,7 @@ def probe_ratios(tuned, accuracy, filters=None):
     margins = made["probe_margins"]
     if not enough_relearned(tuned, accuracy):
         return np.ones(len(margins["examined"]), np.float32)
-    # Their mean, for one of seven may keep a large trigger almost whole, where little was re-initialized.
+    # Their mean, for one of them may keep a large trigger almost whole.
     excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy)], axis=0)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), 1e-6)

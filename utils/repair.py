@@ -71,7 +71,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         examination.say(f"unlearning the patches of {', '.join(map(str, known))}, to see what "
                         f"{', '.join(map(str, others))} keep")
         network.set_weights(examination.examined.network.get_weights())
-        unlearn(network, _patches(known, arrays, tuned), examination)
+        unlearn(network, _patches(known, arrays, tuned), examination, made_with["distillation"])
         accuracy = transfer.accuracy(model, examination.clean.x_measure, examination.clean.y_measure)
         examination.say(f"clean accuracy {accuracy:.1%} without them")
         margins = margin_meter(examination, model, made_with["margin_starts"])()
@@ -102,10 +102,11 @@ def _patches(known, arrays, tuned):
     return tuple(map(np.concatenate, zip(*made)))
 
 
-def unlearn(network, patches, examination):
+def unlearn(network, patches, examination, distillation):
     """Train the network, in place, to give images that carry one of the patches their own label (paper: removal).
 
     patches: masks K×H×W and patterns K×H×W×C in [0, 1]. `settings.repair_steps` steps on the images to tune on.
+    distillation: weight, beside the labels, of the examined model's logits of the images without a patch.
     """
     masks, patterns = (tf.constant(part, tf.float32) for part in patches)
 
@@ -119,4 +120,6 @@ def unlearn(network, patches, examination):
     clean, settings, seed = examination.clean, examination.settings, examination.seed
     reset_random_layers(network, seed)
     Trainer(network, [layer for layer in network.layers if layer.weights], attached, [tf.constant(clean.x_tune)],
-            clean.y_tune, replace(settings, learning_rate=RATE, batch=BATCH)).train(settings.repair_steps, seed)
+            clean.y_tune, replace(settings, learning_rate=RATE, batch=BATCH),
+            taught=transfer.logits_of(examination.model, clean.x_tune)).train(
+                settings.repair_steps, seed, distillation=distillation)

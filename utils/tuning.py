@@ -14,11 +14,13 @@ from utils.starts import start_anew
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
+TAUGHT = ("1", "2", "3") # those of one block, which learn by distillation, too, how the examined model answers
 CHECK = 100              # steps between two looks at the loss
 ERASED = 0.8             # share of the images that random erasing changes
 LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
 RISING = 0.1             # share of phase 2's steps in which its learning rate rises to the peak
 PATIENCE = 5             # looks without a lower loss after which training counts as stable
+TEMPERATURE = 8.0        # of distillation: logits are divided by it. 4 to 16 do, and so does four times the weight
 CACHED_BYTES = 2 << 30   # phase 1 keeps the frozen part's outputs if they fit into this
 
 
@@ -31,19 +33,23 @@ class Tuner:
     def __init__(self, examined, clean, settings):
         self.examined, self.settings, self.labels = examined, settings, clean.y_tune
         self.images = tf.constant(clean.x_tune)
+        self.taught = None if not settings.distillation else transfer.logits_of(
+            classifier(examined.network, examined.preprocess), clean.x_tune)
         self.kept = {}
 
     def tune(self, layers, count, seed, progress=lambda *_: None):
         """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
 
-        At each call the network holds the examined model's weights: what its frozen part gives is kept between calls.
+        The model of one block is TAUGHT in phase 2. At each call, and when this is made, the network holds the examined
+        model's weights: what its frozen part gives is kept between calls.
         progress(phase, step, steps, loss) is called every CHECK steps.
         """
         settings = self.settings
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at))
+        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
+                          settings.distillation if count == 1 else 0.0)
 
     def _stop(self):
         """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
@@ -70,7 +76,7 @@ class Tuner:
         """The `Trainer` of the whole network, compiled once for all tuned models."""
         everything = [layer for layer in self.examined.network.layers if layer.weights]
         return Trainer(self.examined.network, everything, self._augmented, [self.images], self.labels, self.settings,
-                       self.settings.phase2_peak)
+                       self.settings.phase2_peak, self.taught)
 
     def _scaled(self, batch, *_):
         return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
@@ -127,10 +133,11 @@ class Trainer:
     """Trains `layers` of a network with Adam on label-balanced batches; nothing else of it changes.
 
     prepare(batch, step, seed): a batch of `images` (a list of arrays: features of a frozen part, or the images alone)
-    to the network's input. peak: of a learning rate in one cycle over the steps; 0: the settings' throughout.
+    to the network's input. peak: of a learning rate in one cycle over the steps; 0: the settings' throughout. taught: what
+    distillation gives the images, the examined model's logits, N×L; none: labels alone are learned.
     """
 
-    def __init__(self, network, layers, prepare, images, labels, settings, peak=0.0):
+    def __init__(self, network, layers, prepare, images, labels, settings, peak=0.0, taught=None):
         wanted = {id(layer) for layer in layers}
         self.network, self.layers = network, [(layer, id(layer) in wanted) for layer in network.layers]
         self._freeze()
@@ -140,7 +147,7 @@ class Trainer:
         self.optimizer.build(variables)
 
         @tf.function
-        def run(first, last, steps, seed):
+        def run(first, last, steps, seed, distillation):
             total = 0.0
             for step in tf.range(first, last):
                 if peak:
@@ -150,6 +157,8 @@ class Trainer:
                 with tf.GradientTape() as tape:
                     logits = network(prepare(batch[0] if len(batch) == 1 else batch, step, seed), training=True)
                     loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
+                    if taught is not None:
+                        loss += distillation * tf.reduce_mean(divergence(tf.gather(taught, chosen), logits))
                 self.optimizer.apply(tape.gradient(loss, variables), variables)
                 total += loss
             return total / tf.cast(last - first, tf.float32)
@@ -159,13 +168,17 @@ class Trainer:
         for layer, trained in self.layers:
             layer.trainable = trained       # a frozen batch normalization keeps its statistics, too
 
-    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None):
-        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them."""
+    def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None, distillation=0.0):
+        """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them.
+
+        distillation: weight of `divergence` from `taught`, beside the labels' cross-entropy.
+        """
         self._freeze()
         start_anew(self.optimizer)
         for first in range(0, steps, CHECK):
             last = min(first + CHECK, steps)
-            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(float(steps)), tf.constant(seed)))
+            loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(float(steps)), tf.constant(seed),
+                                  tf.constant(float(distillation))))
             progress(last, steps, loss)
             if stop(loss):
                 break
@@ -177,6 +190,16 @@ def one_cycle(share, peak):
     Smith and Topin 2018. So high a rate moves the weights far enough to forget a trigger, and its fall brings the accuracy
     back (not in the paper, which keeps the rate)."""
     return peak * tf.where(share < RISING, share / RISING, 0.5 + 0.5 * tf.cos(math.pi * (share - RISING) / (1 - RISING)))
+
+
+def divergence(taught, logits):
+    """Distillation's loss for each image (Hinton et al. 2015; not in the paper), N. taught, logits: N×L.
+
+    TEMPERATURE² times the Kullback-Leibler divergence of the softmax of both over TEMPERATURE: 0 where they are the same but
+    for a constant. A label alone does not say how sure the examined model is, nor what else an image looks like to it.
+    """
+    wanted, given = (tf.nn.log_softmax(tf.cast(part, tf.float32) / TEMPERATURE) for part in (taught, logits))
+    return TEMPERATURE**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=1)
 
 
 class Stable:
