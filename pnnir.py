@@ -2,8 +2,8 @@
 
 Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subset of them, the chosen blocks are
 re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
-Those of one block learn the examined model's own logits besides, so that they know its labels as it does, less a backdoor.
-Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all seven tuned models, and how surely each label can be reached on
+Three more, of one block each, learn the examined model's own logits besides: they know its labels as it does, less a
+backdoor. Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all tuned models, and how surely each label can be reached on
 these three and on the examined model).
 """
 
@@ -31,7 +31,7 @@ BATCH: int | None = None                 # images a step, drawn evenly over the 
 PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
 PHASE2_PEAK: float | None = None         # peak of a learning rate that rises and falls once over phase 2; 0: LEARNING_RATE
-DISTILLATION: float | None = None        # phase 2 of one block: weight of the examined model's own logits beside the labels
+DISTILLATION: float | None = None        # of the taught models: weight of the examined model's logits beside the labels
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
 PROBES: int | None = None                # random plain patches from which each label's most telling are bred; 0: none, which
@@ -60,18 +60,20 @@ def main():
             measure = margin_meter(examination, examination.model, settings.margin_starts)
             tuner = Tuner(examined, clean, settings)
             tuned = {"examined": stage.part("examined", measure)}
-            for number, subset in enumerate(SUBSETS):
+            for number, name in enumerate(SUBSETS + TAUGHT * bool(settings.margin_starts or settings.probes)):
+                subset = name.removesuffix("-taught")
+
                 def make():
                     set_weights(examined.network, original)
                     layers = {layer.name: layer for block in subset
                               for layer in block_layers(examined.network, examined.blocks[int(block) - 1])}
                     tuner.tune(list(layers.values()), len(subset), 1000 * SEED + number, lambda *at: examination.say(
-                        "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(subset, *at)))
+                        "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(name, *at)), name in TAUGHT)
                     accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
                     return {"weights": weights_of(examined.network), "accuracy": accuracy} | (
-                        measure() if subset in TAUGHT else {})
-                tuned[subset] = stage.part(subset, make)
-                examination.say(f"tuned model {subset}: clean accuracy {float(tuned[subset]['accuracy']):.1%}")
+                        measure() if name in TAUGHT else {})
+                tuned[name] = stage.part(name, make)
+                examination.say(f"tuned model {name}: clean accuracy {float(tuned[name]['accuracy']):.1%}")
             set_weights(examined.network, original)
             if settings.probes:
                 tuned["examined"] |= search_probes(

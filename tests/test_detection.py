@@ -11,6 +11,7 @@ from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
                              require_preserved, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
+from utils.tuning import TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -67,7 +68,7 @@ def test_evidence_is_of_price_margin_and_probes():
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
-             (("examined", [4.0, 2.0, 8.0]), ("1", [1.0, 1.0, 1.0]), ("2", [4.0, 4.0, 4.0]), ("3", [2.0, 2.0, 2.0]))}
+             zip(("examined", *TAUGHT), ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], [2.0, 2.0, 2.0]))}
     # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 2.0 * (name == "examined"), 3]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -77,12 +78,12 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9))
     assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
-    # One tuned model alone knows the labels: nothing but the price counts, and less of it convicts.
-    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.3
+    # One taught model alone knows the labels: nothing but the price counts, and less of it convicts.
+    tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
     np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
-    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.9
+    tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.9
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
     for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},
                    {"controls": ("123/examined",)}):
@@ -96,7 +97,7 @@ def test_evidence_is_of_price_margin_and_probes():
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
     unprobed = {name: {key: one[key] for key in one if key != "probe_margins"} for name, one in tuned.items()}
-    for missing in ({"1": {}}, {"examined": {}}, unprobed):
+    for missing in ({TAUGHT[0]: {}}, {"examined": {}}, unprobed):
         with pytest.raises(UserError, match="run pnnir.py again"):
             evidence_of(examination(priced), missing, found, made_with)
     # Filters have no price, and probes of their own.
@@ -110,7 +111,7 @@ def test_evidence_is_of_price_margin_and_probes():
     assert evidence_of(examination(replace(priced, filter_evidence=0.0)), tuned, filters, {}) is None
     with pytest.raises(UserError, match="run potential_triggers_reconstruction_feature_space.py again"):
         evidence_of(examination(priced), tuned, {"matrix": filters["matrix"]}, {})
-    tuned["2"]["accuracy"] = tuned["3"]["accuracy"] = 0.3
+    tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     assert [row["evidence"] for row in evidence_of(examination(priced), tuned, filters, {})] == [1, 1, 1]
 
 

@@ -65,7 +65,7 @@ def margins(largest, clean, accuracy=0.8):
 
 def test_each_label_is_compared_with_itself_and_with_the_median_label():
     one, other = margins([1, 4, 2], [1, 1, 1]), margins([4, 4, 2], [1, 1, 1])
-    tuned = {"examined": margins([8, 4, 4], [1, 1, 8]), "1": one, "2": other, "3": one | {"accuracy": 0.3}, "12": one}
+    tuned = {"examined": margins([8, 4, 4], [1, 1, 8]), **dict(zip(TAUGHT, (one, other, one | {"accuracy": 0.3}))), "1": one}
     # 8 over 2, 4 over 4, and 4 over 2 with a model twice as sure (the root of 8) of the label as the others.
     np.testing.assert_allclose(margin_ratios(tuned, 0.9), [4, 1, 2 / 8 ** ROOT], rtol=1e-6)
 
@@ -83,7 +83,7 @@ def test_labels_that_a_model_does_not_know_stay_finite():
 
 def test_tuned_models_that_have_not_relearned_the_labels_have_no_say():
     right, wrong = margins([2, 4, 4], [1, 1, 1]), margins([1, 100, 100], [1, 1, 1], accuracy=0.3)
-    tuned = {"examined": margins([4, 4, 4], [1, 1, 1])} | dict.fromkeys(TAUGHT, right) | {"2": wrong}
+    tuned = {"examined": margins([4, 4, 4], [1, 1, 1])} | dict.fromkeys(TAUGHT, right) | {TAUGHT[1]: wrong}
     np.testing.assert_allclose(margin_ratios(tuned, 0.9), [2, 1, 1], rtol=1e-6)
-    tuned["3"] = wrong                                          # one of them is too few
+    tuned[TAUGHT[2]] = wrong                                       # one of them is too few
     np.testing.assert_array_equal(margin_ratios(tuned, 0.9), [1, 1, 1])

@@ -134,8 +134,8 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     monkeypatch.setattr(probes, "ROUNDS", 3)
     random = np.random.default_rng(0)
     clean = SimpleNamespace(x_measure=random.integers(0, 90, (30, *SHAPE)).astype(np.uint8), y_measure=np.arange(30) % 3)
-    half = {"1": lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3), "2": lambda images: -brightness(images),
-            "3": brightness}
+    half = dict(zip(TAUGHT, (lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3),
+                             lambda images: -brightness(images), brightness)))
     examined = SimpleNamespace(shape=SHAPE, labels=3)
     examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
                                   tuned_models=lambda tuned, names: (half[name] for name in names))
@@ -148,8 +148,8 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", *TAUGHT]
     margins = found["probe_margins"]
     assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
-    assert margins["1"][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
-    assert margins["2"][0] > 0 == margins["2"][2]                # what lowers all others leads there, on the second model
+    assert margins[TAUGHT[0]][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)
+    assert margins[TAUGHT[1]][0] > 0 == margins[TAUGHT[1]][2]    # what lowers all others leads there, on the second
     again = search_probes(examination, brightness, tuned, plain_patches, 600, Parts({}))
     np.testing.assert_array_equal(again["probes"], found["probes"])
     np.testing.assert_array_equal(again["probe_margins"]["examined"], margins["examined"])
@@ -165,7 +165,7 @@ def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
 def test_a_ratio_is_of_what_exceeds_the_tuned_models():
     arrays = margins([9, 5, 0], [1, 6, 0])
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
-    arrays["examined"]["probe_margins"]["2"] = np.array([7.0, 6, 0])             # one of them may keep a trigger
+    arrays["examined"]["probe_margins"][TAUGHT[1]] = np.array([7.0, 6, 0])       # one of them may keep a trigger
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / 4, 1, 1])
 
 
@@ -246,10 +246,10 @@ def test_photo_filters_are_varied_to_what_a_backdoor_answers_to():
 
 def test_tuned_models_that_did_not_relearn_do_not_count():
     arrays = margins([9, 5, 0], [1, 6, 0])
-    arrays["examined"]["probe_margins"]["2"] = np.full(3, 50.0)
-    arrays["2"] = {"accuracy": 0.3}
+    arrays["examined"]["probe_margins"][TAUGHT[1]] = np.full(3, 50.0)
+    arrays[TAUGHT[1]] = {"accuracy": 0.3}
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [3, 1, 1])
-    arrays["3"] = {"accuracy": 0.3}
+    arrays[TAUGHT[2]] = {"accuracy": 0.3}
     np.testing.assert_array_equal(probe_ratios(arrays, 0.9), np.ones(3))
 
 
@@ -275,4 +275,4 @@ def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatc
     examination = SimpleNamespace(clean=clean, examined=SimpleNamespace(shape=SHAPE, labels=2), seed=3,
                                   say=lambda text: None, tuned_models=lambda tuned, names: [always(0, 4.0) for _ in names])
     found = search_probes(examination, always(1, 9.0), {"1": None}, photo_filters, 30, Parts({}))
-    assert found["probe_margins"]["examined"].tolist() == [-9, 9] and found["probe_margins"]["1"].tolist() == [4, -4]
+    assert found["probe_margins"]["examined"].tolist() == [-9, 9] and found["probe_margins"]["12"].tolist() == [4, -4]

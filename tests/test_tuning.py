@@ -146,20 +146,20 @@ def test_divergence_is_none_of_logits_that_differ_by_a_constant_and_keras_own_of
                                tuning.TEMPERATURE**2 * keras.losses.kl_divergence(wanted, given), rtol=1e-3)
 
 
-def test_distillation_teaches_the_examined_models_logits_in_phase_2_of_one_block_alone(scene):
+def test_distillation_teaches_the_examined_models_logits_to_taught_models_in_phase_2_alone(scene):
     examined, clean = scene
     before, model = weights_of(examined.network), classifier(examined.network, examined.preprocess)
-    taught = transfer.logits_of(model, clean.x_tune)
+    examined_logits = transfer.logits_of(model, clean.x_tune)
 
-    def tuned(weight, phase1, phase2, blocks=1):
+    def tuned(weight, phase1, phase2, taught=True):
         for variable in examined.network.weights:
             variable.assign(before[variable.path])
         tuner = tuning.Tuner(examined, clean, replace(settings(phase1, phase2), distillation=weight, learning_rate=0.01))
-        tuner.tune([examined.network.get_layer("class")], blocks, seed=1)
+        tuner.tune([examined.network.get_layer("class")], 1, seed=1, taught=taught)
         return weights_of(examined.network), float(tf.reduce_mean(
-            tuning.divergence(taught, transfer.logits_of(model, clean.x_tune))))
+            tuning.divergence(examined_logits, transfer.logits_of(model, clean.x_tune))))
     assert tuned(100.0, 0, 60)[1] < 0.5 * tuned(0.0, 0, 60)[1]
-    for others in ((5, 0), (0, 5, 2)):                          # phase 1, and phase 2 of more blocks than one
+    for others in ((5, 0), (0, 5, False)):                      # phase 1, and phase 2 of models that are not taught
         for path, value in tuned(100.0, *others)[0].items():
             np.testing.assert_array_equal(value, tuned(0.0, *others)[0][path])
 

@@ -30,7 +30,7 @@ class Settings:
     # look, every 100 steps, at which so large a share of 200 clean images is classified rightly.
     phase2_stop: str = "steps"
     phase2_peak: float = 0.0             # of a rate that rises and falls once over phase 2; 0: learning_rate throughout
-    distillation: float = 0.0            # phase 2 of one block: weight of the examined model's own logits beside the labels
+    distillation: float = 0.0            # of taught models: weight of the examined model's logits beside the labels
     augment: bool = False                # random crop (pad 4) and horizontal flip
     erase: float = 0.0                   # random erasing in phase 2: sides of the rectangle, up to this share of the image's
     margin_starts: int = 0               # images from which each label's largest margin is searched; 0: it is not measured
@@ -114,8 +114,8 @@ DEFAULT = Settings(
     phase1_steps=(100, 200, 300),
     phase2_steps=(300, 400, 500),
     phase2_peak=0.01,
-    # Labels alone make tuned models twice as sure as the examined one, and forget what it knew of a clean label beside its
-    # images: what leads there then seems to be a backdoor.
+    # Labels alone make tuned models twice as sure as the examined one, and let them forget what it knew of a clean label
+    # beside its images: what leads there then seems to be a backdoor.
     distillation=1.0,
     steps=400,                 # 100 steps do not converge: on GTSRB the true trigger then hides among APs
     # With a price per pixel a mask that starts at 0 stays there, and one that pays the whole price at once, or moves at

@@ -17,7 +17,7 @@ from utils.config import UserError
 from utils.controls import relative_ratios, typical
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.files import replacing
-from utils.margins import ENOUGH, enough_relearned, relearned
+from utils.margins import enough_relearned, relearned
 from utils.reconstruction import COLLAPSED
 from utils.tuning import SUBSETS
 
@@ -111,8 +111,8 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
     if not enough_relearned(tuned, examination.accuracy):
-        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of tuned "
-                        f"models 1, 2 and 3 is near the examined model's, that of {ENOUGH} must be for margins and probes "
+        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of three "
+                        f"taught models is near the examined model's, that of two must be for margins and probes "
                         f"to count: {'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
                         "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}

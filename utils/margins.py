@@ -3,7 +3,7 @@
 The largest margin of a label is that of its logit over the highest other one, over all images in [0, 1] (Wang et al., MM-BD,
 2024: a backdoor's target has an unusually large one, whatever its trigger looks like). So it tells of triggers as large as
 the objects, and of filters, whose price says nothing. Labels differ in it without any backdoor, so each is its own control
-here, too: tuned models, which lost the backdoor, know the same label. What is left between labels has much to do with how
+here, too: taught models, which lost the backdoor, know the same label. What is left between labels has much to do with how
 sure the models are of the label's own images, as labels seen often in training are; a root of that is taken off.
 """
 
@@ -21,7 +21,6 @@ QUARTILE = 0.75          # of the margins of a label's clean images: how sure a 
 FLOOR = 0.3              # of the labels' median: a label that one model knows badly is no sign of the other's backdoor
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
 RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it does not know the labels
-ENOUGH = 2               # tuned models that know the labels: of fewer the mean is too uncertain to convict a label by
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
 
 
@@ -88,11 +87,11 @@ def margins_of(logits, own):
 
 
 def margin_ratios(tuned, accuracy):
-    """Each label's largest margin on the examined model to its geometric mean on the TAUGHT tuned models, L.
+    """Each label's largest margin on the examined model to its geometric mean on the TAUGHT ones, L.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
-    Ones where fewer than ENOUGH tuned models have RELEARNED the labels: what was not measured counts as usual.
+    Ones where not enough of these have RELEARNED the labels: what was not measured counts as usual.
     Raises UserError where pnnir.py left margins out.
     """
     if "largest_margins" not in tuned.get("examined", {}):
@@ -104,14 +103,14 @@ def margin_ratios(tuned, accuracy):
     return (ratios / np.median(ratios)).astype(np.float32)
 
 
-def enough_relearned(tuned, accuracy):
-    """Whether so many tuned models know the labels that margins and probes tell anything. tuned, accuracy: as above."""
-    return len(relearned(tuned, accuracy)) >= ENOUGH
+def enough_relearned(tuned, accuracy, names=TAUGHT):
+    """Whether most of the tuned models know the labels: of fewer the mean is too uncertain to convict a label by."""
+    return 2 * len(relearned(tuned, accuracy, names)) > len(names)
 
 
-def relearned(tuned, accuracy):
-    """The names of the TAUGHT tuned models that know the labels. tuned, accuracy: as for `margin_ratios`."""
-    return [name for name in TAUGHT if tuned[name]["accuracy"] >= RELEARNED * accuracy]
+def relearned(tuned, accuracy, names=TAUGHT):
+    """Those of the names whose tuned models know the labels. tuned, accuracy: as for `margin_ratios`."""
+    return [name for name in names if tuned[name]["accuracy"] >= RELEARNED * accuracy]
 
 
 def _logarithms(margins):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import triggers
+from utils.tuning import TAUGHT
 
 SIDES = (0.1, 0.5)       # of a patch, as shares of the image's shorter side
 BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
@@ -14,6 +15,7 @@ CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 ima
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
 LEAST = 0.0              # margins under this count as this: by how much a patch fails on a model tells nothing
+AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
 
 
 def draw(random, shape):

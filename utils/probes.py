@@ -5,7 +5,8 @@ no tuned model. A plain patch (utils/plain_patches.py) or a photo filter (utils/
 fit much. But a backdoor answers to more than its trigger: to parts of it, to other places and colours, and, of a large one,
 to anything that is as coarse or as fine. So probes are drawn at random and the best of each label are varied, round after
 round, towards a larger margin of its logit. A backdoor takes that far beyond what the model gives to clean images, and, as
-in TNDA, hardly transfers to tuned models; what leads to a clean label is mostly some feature of it, which they know, too.
+in TNDA, hardly transfers to tuned models; what leads to a clean label is mostly some feature of it, which they know, too,
+those best of all that were taught the examined model's logits.
 """
 
 import functools
@@ -17,7 +18,6 @@ import tensorflow as tf
 from utils import transfer
 from utils.config import UserError
 from utils.margins import enough_relearned, relearned
-from utils.tuning import TAUGHT
 
 IMAGES = 10              # that a probe is tried on, others each time: many probes on few tell more than few on many
 KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and variations of these that it tries
@@ -33,9 +33,9 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
     kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with;
     stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
-    `probe_margins` has a row of L for "examined", that is `model`, and for every TAUGHT one: the mean over a label's probes
-    of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where that is less;
-    0 where no probe was tried on such an image.
+    `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
+    label's probes of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where
+    that is less; 0 where no probe was tried on such an image.
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
@@ -52,7 +52,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
         finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
         return np.where(finite, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(finite.sum(1), 1)
     return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
-        name: lead(one) for name, one in zip(TAUGHT, examination.tuned_models(tuned, TAUGHT))}}
+        name: lead(one) for name, one in zip(kind.AGAINST, examination.tuned_models(tuned, kind.AGAINST))}}
 
 
 class Measure:
@@ -123,10 +123,11 @@ def probe_ratios(tuned, accuracy, filters=None):
         raise UserError(f"{artifact} has no probes, for PROBES was 0 or an earlier version made it: run {script} again with "
                         "--overwrite and PROBES of 1 or more")
     margins = made["probe_margins"]
-    if not enough_relearned(tuned, accuracy):
+    against = [name for name in margins if name != "examined"]
+    if not enough_relearned(tuned, accuracy, against):
         return np.ones(len(margins["examined"]), np.float32)
     # Their mean, for one of them may keep a large trigger almost whole.
-    excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy)], axis=0)
+    excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), 1e-6)
     return (1 + np.maximum(np.minimum(excess, DEPTH * margins["examined"]), 0) / usual).astype(np.float32)

@@ -14,7 +14,7 @@ from utils.starts import start_anew
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
-TAUGHT = ("1", "2", "3") # those of one block, which learn by distillation, too, how the examined model answers
+TAUGHT = ("1-taught", "2-taught", "3-taught")         # models of one block that learn the examined model's logits, too
 CHECK = 100              # steps between two looks at the loss
 ERASED = 0.8             # share of the images that random erasing changes
 LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
@@ -37,11 +37,11 @@ class Tuner:
             classifier(examined.network, examined.preprocess), clean.x_tune)
         self.kept = {}
 
-    def tune(self, layers, count, seed, progress=lambda *_: None):
+    def tune(self, layers, count, seed, progress=lambda *_: None, taught=False):
         """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
 
-        The model of one block is TAUGHT in phase 2. At each call, and when this is made, the network holds the examined
-        model's weights: what its frozen part gives is kept between calls.
+        taught: phase 2 learns the examined model's logits, too. At each call, and when this is made, the network holds the
+        examined model's weights: what its frozen part gives is kept between calls.
         progress(phase, step, steps, loss) is called every CHECK steps.
         """
         settings = self.settings
@@ -49,7 +49,7 @@ class Tuner:
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
         self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
-                          settings.distillation if count == 1 else 0.0)
+                          settings.distillation * taught)
 
     def _stop(self):
         """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
