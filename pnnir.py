@@ -2,7 +2,7 @@
 
 Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subset of them, the chosen blocks are
 re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
-Three more, of one block each, learn the examined model's own logits besides: they know its labels as it does, less a
+Three more, of two blocks each, learn the examined model's own logits besides: they know its labels as it does, less a
 backdoor. Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all tuned models, and how surely each label can be reached on
 these three and on the examined model).
 """

@@ -14,7 +14,7 @@ from utils.starts import start_anew
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
-TAUGHT = ("1-taught", "2-taught", "3-taught")         # models of one block that learn the examined model's logits, too
+TAUGHT = ("12-taught", "13-taught", "23-taught")      # models of two blocks that learn the examined model's logits, too
 CHECK = 100              # steps between two looks at the loss
 ERASED = 0.8             # share of the images that random erasing changes
 LOOKED_AT = 200          # clean images whose accuracy ends phase 2 under the release's rule
