@@ -33,23 +33,21 @@ class Tuner:
     def __init__(self, examined, clean, settings):
         self.examined, self.settings, self.labels = examined, settings, clean.y_tune
         self.images = tf.constant(clean.x_tune)
-        self.taught = None if not settings.distillation else transfer.logits_of(
-            classifier(examined.network, examined.preprocess), clean.x_tune)
         self.kept = {}
 
     def tune(self, layers, count, seed, progress=lambda *_: None, taught=False):
         """Re-initialize `layers`, those of `count` blocks, train them alone, then train everything.
 
-        taught: phase 2 learns the examined model's logits, too. At each call, and when this is made, the network holds the
-        examined model's weights: what its frozen part gives is kept between calls.
+        taught: phase 2 learns the examined model's logits, too. At each call the network holds the examined model's
+        weights: what its frozen part gives, and its logits, are kept between calls.
         progress(phase, step, steps, loss) is called every CHECK steps.
         """
-        settings = self.settings
+        settings, phase2 = self.settings, self.phase2           # made before the weights go: it is taught what they give
         reinitialise(layers, settings.init_bound, seed)
         reset_random_layers(self.examined.network, seed)
         self.phase1(layers).train(settings.phase1_steps[count - 1], seed, progress=lambda *at: progress(1, *at))
-        self.phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
-                          settings.distillation * taught)
+        phase2.train(settings.phase2_steps[count - 1], seed + 1, self._stop(), lambda *at: progress(2, *at),
+                     settings.distillation * taught)
 
     def _stop(self):
         """The rule that ends phase 2: a function from the loss since the last look to whether to stop."""
@@ -59,8 +57,13 @@ class Tuner:
             return Stable()
         chosen = np.random.default_rng(0).permutation(len(self.labels))[:LOOKED_AT]
         images, labels = tf.gather(self.images, chosen).numpy(), self.labels[chosen]
-        model, enough = classifier(self.examined.network, self.examined.preprocess), float(self.settings.phase2_stop)
-        return lambda loss: transfer.accuracy(model, images, labels) > enough
+        enough = float(self.settings.phase2_stop)
+        return lambda loss: transfer.accuracy(self._model, images, labels) > enough
+
+    @functools.cached_property
+    def _model(self):
+        """The network with the weights that it has when called, a function from images in [0, 1] to logits."""
+        return classifier(self.examined.network, self.examined.preprocess)
 
     def phase1(self, layers):
         """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept."""
@@ -75,8 +78,9 @@ class Tuner:
     def phase2(self):
         """The `Trainer` of the whole network, compiled once for all tuned models."""
         everything = [layer for layer in self.examined.network.layers if layer.weights]
+        taught = transfer.logits_of(self._model, self.images) if self.settings.distillation else None
         return Trainer(self.examined.network, everything, self._augmented, [self.images], self.labels, self.settings,
-                       self.settings.phase2_peak, self.taught)
+                       self.settings.phase2_peak, taught)
 
     def _scaled(self, batch, *_):
         return self.examined.preprocess(tf.cast(batch, tf.float32) / 255.0)
