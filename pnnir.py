@@ -4,7 +4,7 @@ Three blocks at the network's end are numbered 1, 2, 3. For every non-empty subs
 re-initialized and trained with everything else frozen, and then the whole network is trained, on clean images only.
 Three more, of two blocks each, learn the examined model's own logits besides: they know its labels as it does, less a
 backdoor. Writes RESULTS/DATASET/MODEL/pnnir.h5 (the weights of all tuned models, and how surely each label can be reached on
-these three and on the examined model).
+them and on the examined model).
 """
 
 from utils.config import configure, run
@@ -71,7 +71,7 @@ def main():
                         "tuned model {}: phase {}, step {} of {}, loss {:.4f}".format(name, *at)), name in TAUGHT)
                     accuracy = transfer.accuracy(examination.model, clean.x_measure, clean.y_measure)
                     return {"weights": weights_of(examined.network), "accuracy": accuracy} | (
-                        measure() if name in TAUGHT else {})
+                        measure() if name in SUBSETS else {})
                 tuned[name] = stage.part(name, make)
                 examination.say(f"tuned model {name}: clean accuracy {float(tuned[name]['accuracy']):.1%}")
             set_weights(examined.network, original)

@@ -11,7 +11,7 @@ from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
                              require_preserved, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
-from utils.tuning import TAUGHT
+from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
 NAMES = ("1", "2", "3", "12", "13", "23")
@@ -68,7 +68,8 @@ def test_evidence_is_of_price_margin_and_probes():
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
-             zip(("examined", *TAUGHT), ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], [2.0, 2.0, 2.0]))}
+             zip(("examined", *SUBSETS), ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}
+    tuned |= {name: {"accuracy": 0.9} for name in TAUGHT}
     # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 2.0 * (name == "examined"), 3]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -84,6 +85,9 @@ def test_evidence_is_of_price_margin_and_probes():
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
     np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.9
+    # So it is with three of the seven others.
+    few = tuned | {name: tuned[name] | {"accuracy": 0.3} for name in SUBSETS[:4]}
+    assert evidence_of(examination(priced), few, found, made_with) == fields
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
     for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},
                    {"controls": ("123/examined",)}):
@@ -97,7 +101,7 @@ def test_evidence_is_of_price_margin_and_probes():
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):
             evidence_of(examination(priced), tuned, arrays, before)       # before there were controls, repairs, evidence
     unprobed = {name: {key: one[key] for key in one if key != "probe_margins"} for name, one in tuned.items()}
-    for missing in ({TAUGHT[0]: {}}, {"examined": {}}, unprobed):
+    for missing in ({SUBSETS[0]: {}}, {"examined": {}}, unprobed):
         with pytest.raises(UserError, match="run pnnir.py again"):
             evidence_of(examination(priced), missing, found, made_with)
     # Filters have no price, and probes of their own.

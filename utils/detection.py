@@ -15,11 +15,11 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, sureness_of, weighed
+from utils.evidence import convicting, factors_of, judged_by_tuned, sureness_of, weighed
 from utils.files import replacing
-from utils.margins import enough_relearned, relearned
+from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
-from utils.tuning import SUBSETS
+from utils.tuning import SUBSETS, TAUGHT
 
 HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
@@ -110,10 +110,11 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
-    if not enough_relearned(tuned, examination.accuracy):
-        examination.say(f"WARNING: the clean accuracy of only {len(relearned(tuned, examination.accuracy))} of three "
-                        f"taught models is near the examined model's, that of two must be for margins and probes "
-                        f"to count: {'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
+    if not judged_by_tuned(tuned, examination.accuracy):
+        taught, others = (len(relearned(tuned, examination.accuracy, names)) for names in (TAUGHT, SUBSETS))
+        examination.say(f"WARNING: the clean accuracy of only {taught} of three taught models and of {others} of the seven "
+                        "others is near the examined model's, that of two and four must be for margins and probes to "
+                        f"count: {'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
                         "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
     labels = range(len(values["evidence"]))

@@ -12,6 +12,7 @@ import numpy as np
 
 from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
+from utils.tuning import SUBSETS, TAUGHT
 
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -19,12 +20,17 @@ FEW = 10                 # labels: fewer ask for as much evidence, since of so f
 def factors_of(tuned, accuracy, filters=None):
     """What tells, beside its price, how surely each label is reached: `margin`, and `probe` where it counts; L each.
 
-    Probes count where enough tuned models know the labels. tuned: arrays of pnnir.h5, whose probes are plain patches;
-    accuracy: clean accuracy of the examined model; filters: arrays of potential_triggers_feature_space.h5, whose probes are
-    taken instead. Raises UserError where margins or probes were left out.
+    Where too few tuned models know the labels, margins are ones and there are no probes. tuned: arrays of pnnir.h5, whose
+    probes are plain patches; accuracy: clean accuracy of the examined model; filters: arrays of
+    potential_triggers_feature_space.h5, whose probes are taken instead. Raises UserError where either was left out.
     """
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
-    return factors if enough_relearned(tuned, accuracy) else {"margin": factors["margin"]}
+    return factors if judged_by_tuned(tuned, accuracy) else {"margin": np.ones_like(factors["margin"])}
+
+
+def judged_by_tuned(tuned, accuracy):
+    """Whether most of the models that learn labels alone, and most of the taught ones, know the labels. As `factors_of`."""
+    return all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT))
 
 
 def sureness_of(factors):

@@ -3,8 +3,10 @@
 The largest margin of a label is that of its logit over the highest other one, over all images in [0, 1] (Wang et al., MM-BD,
 2024: a backdoor's target has an unusually large one, whatever its trigger looks like). So it tells of triggers as large as
 the objects, and of filters, whose price says nothing. Labels differ in it without any backdoor, so each is its own control
-here, too: taught models, which lost the backdoor, know the same label. What is left between labels has much to do with how
-sure the models are of the label's own images, as labels seen often in training are; a root of that is taken off.
+here, too: tuned models, which lost the backdoor, know the same label. Those that learn labels alone are asked: of a label
+that the examined model hardly knows, taught ones know even less, and reach a fraction of its margin. What is left between
+labels has much to do with how sure the models are of the label's own images, as labels seen often in training are; a root
+of that is taken off.
 """
 
 import keras
@@ -13,7 +15,7 @@ import tensorflow as tf
 
 from utils import transfer
 from utils.config import UserError
-from utils.tuning import TAUGHT
+from utils.tuning import SUBSETS
 from utils.starts import start_anew, uniform
 
 STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
@@ -87,7 +89,7 @@ def margins_of(logits, own):
 
 
 def margin_ratios(tuned, accuracy):
-    """Each label's largest margin on the examined model to its geometric mean on the TAUGHT ones, L.
+    """Each label's largest margin on the examined model to its geometric mean on the SUBSETS, L.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
@@ -96,19 +98,19 @@ def margin_ratios(tuned, accuracy):
     """
     if "largest_margins" not in tuned.get("examined", {}):
         raise UserError("pnnir.h5 has no margins: run pnnir.py again with --overwrite and a MARGIN_STARTS of 1 or more")
-    if not enough_relearned(tuned, accuracy):
+    if not enough_relearned(tuned, accuracy, SUBSETS):
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
-    others = [_logarithms(tuned[name]) for name in relearned(tuned, accuracy)]
+    others = [_logarithms(tuned[name]) for name in relearned(tuned, accuracy, SUBSETS)]
     ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
 
 
-def enough_relearned(tuned, accuracy, names=TAUGHT):
+def enough_relearned(tuned, accuracy, names):
     """Whether most of the tuned models know the labels: of fewer the mean is too uncertain to convict a label by."""
     return 2 * len(relearned(tuned, accuracy, names)) > len(names)
 
 
-def relearned(tuned, accuracy, names=TAUGHT):
+def relearned(tuned, accuracy, names):
     """Those of the names whose tuned models know the labels. tuned, accuracy: as for `margin_ratios`."""
     return [name for name in names if tuned[name]["accuracy"] >= RELEARNED * accuracy]
 
