@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils.margins import FLOOR, ROOT, SMALLEST, LargestMargins, margin_ratios
+from utils.margins import CONTROLLED, FLOOR, ROOT, SMALLEST, LargestMargins, margin_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
 SHAPE, LABELS = (4, 4, 3), 3
@@ -68,8 +68,9 @@ def test_each_label_is_compared_with_itself_and_with_the_median_label():
     untold = one | {"accuracy": 0.3}
     tuned = dict(zip(SUBSETS, (one, other, one, other, untold, untold, untold))) | {TAUGHT[0]: one}
     tuned["examined"] = margins([8, 4, 4], [1, 1, 8])
-    # 8 over 2, 4 over 4, and 4 over 2 with a model twice as sure (the root of 8) of the label as the others.
-    np.testing.assert_allclose(margin_ratios(tuned, 0.9), [4, 1, 2 / 8 ** ROOT], rtol=1e-6)
+    # 8 and 2, 4 and 4, and 4 and 2 with a model twice as sure (the root of 8) of the label as the others.
+    ratios = np.array([8, 4, 4 / 8 ** ROOT]) / np.array([2, 4, 2]) ** CONTROLLED
+    np.testing.assert_allclose(margin_ratios(tuned, 0.9), ratios / ratios[1], rtol=1e-6)
 
 
 def test_labels_that_a_model_does_not_know_stay_finite():
@@ -77,8 +78,8 @@ def test_labels_that_a_model_does_not_know_stay_finite():
         return dict.fromkeys(SUBSETS, one)
     tuned = {"examined": margins([5, 4, 4], [2, 2, 2])} | all_of(margins([-3, 4, 4], [2, -9, 2]))
     found = margin_ratios(tuned, 0.9)
-    np.testing.assert_allclose(found[0], 5 / (4 * SMALLEST), rtol=1e-6)
-    np.testing.assert_allclose(found[1], FLOOR ** ROOT, rtol=1e-6)
+    np.testing.assert_allclose(found[0], 5 / 4 / SMALLEST ** CONTROLLED, rtol=1e-6)
+    np.testing.assert_allclose(found[1], FLOOR ** (ROOT * CONTROLLED), rtol=1e-6)
     tuned = {"examined": margins([-1, -2], [-1, -1])} | all_of(margins([1, 1], [-1, -1]))
     assert np.isfinite(margin_ratios(tuned, 0.9)).all()
 
@@ -86,6 +87,6 @@ def test_labels_that_a_model_does_not_know_stay_finite():
 def test_tuned_models_that_have_not_relearned_the_labels_have_no_say():
     right, wrong = margins([2, 4, 4], [1, 1, 1]), margins([1, 100, 100], [1, 1, 1], accuracy=0.3)
     tuned = {"examined": margins([4, 4, 4], [1, 1, 1])} | dict.fromkeys(SUBSETS, right) | {SUBSETS[1]: wrong}
-    np.testing.assert_allclose(margin_ratios(tuned, 0.9), [2, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(margin_ratios(tuned, 0.9), [2 ** CONTROLLED, 1, 1], rtol=1e-6)
     tuned |= dict.fromkeys(SUBSETS[:4], wrong)                     # three of them are too few
     np.testing.assert_array_equal(margin_ratios(tuned, 0.9), [1, 1, 1])

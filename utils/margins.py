@@ -4,9 +4,9 @@ The largest margin of a label is that of its logit over the highest other one, o
 2024: a backdoor's target has an unusually large one, whatever its trigger looks like). So it tells of triggers as large as
 the objects, and of filters, whose price says nothing. Labels differ in it without any backdoor, so each is its own control
 here, too: tuned models, which lost the backdoor, know the same label. Those that learn labels alone are asked: of a label
-that the examined model hardly knows, taught ones know even less, and reach a fraction of its margin. What is left between
-labels has much to do with how sure the models are of the label's own images, as labels seen often in training are; a root
-of that is taken off.
+that the examined model hardly knows, taught ones know even less, and reach a fraction of its margin. As their margins are
+uncertain, too, they count by three quarters. What is left between labels has much to do with how sure the models are of
+the label's own images, as labels seen often in training are; a root of that is taken off.
 """
 
 import keras
@@ -21,6 +21,7 @@ from utils.starts import start_anew, uniform
 STEPS, RATE = 100, 0.1   # Adam's; four times as many steps change a margin by less than another start does
 QUARTILE = 0.75          # of the margins of a label's clean images: how sure a model is of the label
 FLOOR = 0.3              # of the labels' median: a label that one model knows badly is no sign of the other's backdoor
+CONTROLLED = 0.75        # power of the tuned models' margins: the whole would add their chance to the label's own
 ROOT = 1 / 3             # of how sure a model is of a label, which its largest margin grows with
 RELEARNED = 0.8          # of the examined model's clean accuracy: a tuned model under it does not know the labels
 SMALLEST = 0.01          # of the labels' median: largest margins under it, or negative, count as this
@@ -89,7 +90,7 @@ def margins_of(logits, own):
 
 
 def margin_ratios(tuned, accuracy):
-    """Each label's largest margin on the examined model to its geometric mean on the SUBSETS, L.
+    """Each label's largest margin on the examined model to its geometric mean on the SUBSETS to the power CONTROLLED, L.
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model. Each margin is divided by the ROOT of how sure
     its model is of the label. As a multiple of the labels' median: a tuned model's logits are larger or smaller throughout.
@@ -101,7 +102,7 @@ def margin_ratios(tuned, accuracy):
     if not enough_relearned(tuned, accuracy, SUBSETS):
         return np.ones(len(tuned["examined"]["largest_margins"]), np.float32)
     others = [_logarithms(tuned[name]) for name in relearned(tuned, accuracy, SUBSETS)]
-    ratios = np.exp(_logarithms(tuned["examined"]) - np.mean(others, axis=0))
+    ratios = np.exp(_logarithms(tuned["examined"]) - CONTROLLED * np.mean(others, axis=0))
     return (ratios / np.median(ratios)).astype(np.float32)
 
 
