@@ -131,9 +131,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Half-way, as a factor, between clean models' labels, up to 1.6 ln(labels), and targets, from 2.6 ln(labels) up, of
-    # validation models and of test models retired for it (results/tried.md). It comes to 5.0 with 12 labels, 7.5 with 43.
-    evidence=2.0,
+    # Between clean labels, up to 1.5 ln(labels), and the second least target, 1.9 ln(labels), of validation models and of
+    # test models retired for it (results/tried.md). It comes to 4.3 with 12 labels, 6.6 with 43.
+    evidence=1.75,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from
