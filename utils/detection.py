@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, judged_by_tuned, sureness_of, weighed
+from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -110,7 +110,7 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
-    if not judged_by_tuned(tuned, examination.accuracy):
+    if "probe" not in factors:
         taught, others = (len(relearned(tuned, examination.accuracy, names)) for names in (TAUGHT, SUBSETS))
         examination.say(f"WARNING: the clean accuracy of only {taught} of three taught models and of {others} of the seven "
                         "others is near the examined model's, that of two and four must be for margins and probes to "

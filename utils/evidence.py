@@ -25,12 +25,9 @@ def factors_of(tuned, accuracy, filters=None):
     potential_triggers_feature_space.h5, whose probes are taken instead. Raises UserError where either was left out.
     """
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
-    return factors if judged_by_tuned(tuned, accuracy) else {"margin": np.ones_like(factors["margin"])}
-
-
-def judged_by_tuned(tuned, accuracy):
-    """Whether most of the models that learn labels alone, and most of the taught ones, know the labels. As `factors_of`."""
-    return all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT))
+    if all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
+        return factors
+    return {"margin": np.ones_like(factors["margin"])}
 
 
 def sureness_of(factors):
