@@ -41,11 +41,11 @@ def measured(monkeypatch):
     return calls
 
 
-def measure(asr, cost=4.0, ratio=2.1, restarts=0, sureness=None, **more):
-    """ratio: that convicts where the sureness is 1."""
+def measure(asr, cost=9.0, ratio=2.1, restarts=0, sureness=None, **more):
+    """cost: of the patches proper; ratio: that convicts where the sureness is 1."""
     settings = replace(Settings(), controls=CONTROLS, restarts=restarts)
     needed = ratio / (np.ones(len(asr)) if sureness is None else np.array(sureness))
-    arrays = {"label": np.arange(len(asr)), "cost": np.full(len(asr), cost), "entropy": np.ones(len(asr)),
+    arrays = {"label": np.arange(len(asr)), "cost": np.zeros(len(asr)) + cost, "entropy": np.ones(len(asr)),
               "asr": np.array(asr)}
     return controls.measure_controls(SimpleNamespace(settings=settings), None, arrays | more, needed, None)
 
@@ -71,19 +71,24 @@ def test_a_large_sureness_makes_up_for_a_high_price(measured):
     np.testing.assert_array_equal(found["free_controls"]["label"][3:], [1, 5])
 
 
-def test_suspicious_labels_get_controls_of_the_patch_proper(measured):
-    found = measure([0.9, 0.9, 0.59])              # every free ratio is 4, 1.6 times the 2.5 that is usual at most
+def test_labels_that_evidence_might_reach_get_controls_of_the_patch_proper(measured):
+    found = measure([0.9, 0.9, 0.59, 0.9], cost=[2.0, 4.0, 4.0, 9.0], sureness=[1, 1, 1, 0.6])
+    # Every free ratio is 4, 1.6 times the 2.5 that is usual at most; labels 0 and 1 ask for 2.1, 3 for more than twice 1.6.
     np.testing.assert_array_equal(found["controls"]["label"], [0, 1])           # label 2 is random
     np.testing.assert_allclose(found["controls"]["cost"], [[6, 24], [6, 24]])
     ratios = controls.relative_ratios(found)
-    np.testing.assert_allclose([ratios[0], ratios[1]], np.sqrt(4 * 12 / 4) / 2.5)      # of both patches
-    assert ratios[2] == pytest.approx(4 / 2.5)                                  # of the free one
+    assert ratios[0] == pytest.approx(np.sqrt(4 * 12 / 2) / 2.5)                # of both patches
+    np.testing.assert_allclose([ratios[1], ratios[2]], 4 / 2.5)                 # of the free one: 12 / 4 is less, or unknown
 
 
-def test_without_suspicion_there_are_no_further_controls(measured, monkeypatch):
-    monkeypatch.setattr(controls, "SUSPICIOUS", 1.7)
-    assert "controls" not in measure([0.9] * 3)
+def test_labels_that_cannot_be_convicted_get_no_further_controls(measured):
+    assert "controls" not in measure([0.9] * 3, ratio=3.3)
     assert {pair for pair, _, _ in measured} == {"examined", "123", "12"}
+
+
+def test_a_patch_proper_that_is_cheaper_is_the_free_patch(measured):
+    found = measure([0.9, 0.59, 0.9], cost=0.5)
+    np.testing.assert_allclose(found["free"]["cost"], [0.5, 2.0, 0.5])          # label 1's is random
 
 
 def test_labels_that_the_first_round_dropped_get_nothing(measured):
@@ -92,15 +97,15 @@ def test_labels_that_the_first_round_dropped_get_nothing(measured):
     np.testing.assert_array_equal(found["free_controls"]["label"], [0, 2, 3])
     assert all(1 not in labels for _, labels, _ in measured)
     ratios = controls.relative_ratios(found)
-    np.testing.assert_allclose([ratios[0], ratios[2], ratios[3]], np.sqrt([8 * 6, 12, 12]) / 2.5)
+    np.testing.assert_allclose([ratios[0], ratios[2], ratios[3]], np.array([8, 4, 4]) / 2.5)
 
 
 def test_a_label_with_controls_keeps_the_cheapest_of_its_starts(measured):
     found = measure([0.9] * 4, restarts=1, ratio=0.1)
     np.testing.assert_allclose(found["free"]["cost"], [0.5, 2.0, 3.0, 4.0])
-    np.testing.assert_allclose(found["cost"], [2.0, 4.0, 4.0, 4.0])
-    again = measure([0.9] * 4, cost=9.0, restarts=1, ratio=0.1)
-    np.testing.assert_allclose(again["cost"], [2.0, 5.0, 5.0, 9.0])             # the second start of label 3 is random
+    np.testing.assert_allclose(found["cost"], [2.0, 5.0, 5.0, 9.0])             # the second start of label 3 is random
+    again = measure([0.9] * 4, cost=4.5, restarts=1, ratio=0.1)
+    np.testing.assert_allclose(again["cost"], [2.0, 4.5, 4.5, 4.5])
 
 
 def test_what_is_usual_is_the_median_within_bounds():

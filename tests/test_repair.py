@@ -60,16 +60,22 @@ def test_no_steps_no_repair(convicted):
 
 
 def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch):
-    """Free patches cost 2 on the repaired model, those of label 1 a half, their controls 4; the second start costs more."""
+    """Free patches cost 2 on the repaired model, those of label 1 a half, their controls 4; the second start costs more.
+
+    Patches proper cost twice that.
+    """
     asked = []
 
     class Made:
         def __init__(self, kind, examination, models, pair, stage, chunk=None):
-            assert pair in models
+            self.proper = pair.endswith("/123")
+            assert pair.split("/")[0] in models
 
         def __call__(self, labels, restart=0):
-            asked.append((list(labels), restart))
-            cost = np.where(np.array(labels) == 1, 0.5, 2.0) + restart
+            labels = list(labels)
+            asked.append((self.proper, labels, restart))
+            assert labels, "there is nothing to optimize"
+            cost = np.where(np.array(labels) == 1, 0.5, 2.0) * (1 + self.proper) + restart
             return {"label": np.array(labels), "cost": cost, "asr": np.ones(len(cost))}
     parts = {}
 
@@ -103,10 +109,18 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     # The spread of the labels with controls are 2, 1 or 4, and 0; ratios are 2, of label 1 it is 8, so 2 is usual.
     np.testing.assert_allclose(found[[0, 1, 2]], [1, 4 * 2, 1])
     assert found[3] == 3                                        # no controls: by its sureness alone
-    assert [number for _, number in asked] == [0, 1] and asked[0][0] == asked[1][0]
+    assert [(proper, number) for proper, _, number in asked] == [(True, 0), (False, 0), (False, 1)]
+    assert asked[0][1] == asked[1][1] == asked[2][1]
     assert {key.split("-probes-")[0] for key in parts} == {"repaired-1-2"}
+    # Controls of the patch proper, whose second start costs more: 64 times 1, so that both are √(8 · 64) / 2.
+    asked.clear()
+    priced = arrays | {"controls": {"label": np.array([1, 2]), "cost": np.full((2, 1), 64.0)}}
+    found = repair._evidence_without([2], [1, 3], examination, tuned, measured_with, {}, priced,
+                                     SimpleNamespace(part=part), None)
+    assert found[1] == pytest.approx(np.sqrt(8 * 64) / 2 * 2) and found[2] == 1
+    assert (True, [1], 1) in asked
     # A label without controls, alone: what is usual is measured all the same.
-    assert repair._evidence_without([2], [3], examination, tuned, measured_with, {}, arrays,
+    assert repair._evidence_without([2], [3], examination, tuned, measured_with, {}, priced,
                                     SimpleNamespace(part=part), None)[3] == 3
 
 

@@ -19,18 +19,18 @@ GROUP = 6                # labels measured together
 SPREAD = 12              # labels, evenly from the cheapest to the costliest, that tell what is usual
 USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
 LEAST = 1e-6             # that a patch counts as costing: without a price of pixels one may cost nothing
-SUSPICIOUS = 1.3         # times the usual, of the free patch alone: for labels under it the patch proper would tell no more
+REACH = 2.0              # labels whose free patch, by this many times, could not convict them get no further controls
 
 
 def measure_controls(examination, models, arrays, needed, stage, labels_at_once=None):
-    """The patches with restarts of the suspicious labels', the free patches, and what the controls of both cost.
+    """The patches with restarts of the suspicious labels, the free patches, and what the controls of both cost.
 
     models: by name, from `examination.models`; arrays: of the patches, labels × …; needed: L, from `ratios_needed`. Free
     patches are made for every label; controls of these for labels SPREAD over the order of their cost, and for others until
-    what is left could not be convicted at the highest control measured. Labels whose ratio of these is SUSPICIOUS get
-    controls of the patch proper. A label that has controls is started again `settings.restarts` times and keeps its
-    cheapest patch that is not random: found once is found. Labels whose pattern is random, or that a first round dropped,
-    are not suspicious.
+    what is left could not be convicted at the highest control measured. Labels whose ratio of these, times REACH, is what
+    convicts them are suspicious: they get controls of the patch proper, too. A label that has controls is started again
+    `settings.restarts` times and keeps its cheapest patch that is not random: found once is found, as a free patch, too,
+    that the patch proper happens to be. Labels whose pattern is random, or that a first round dropped, are not suspicious.
     Returns arrays as those given, and `free` (as the patches, rows of `label`), `free_controls` and `controls`: each with
     `label` K, and `cost`, `entropy`, `asr` K×models; and `usual_ratio`.
     """
@@ -55,12 +55,13 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     hopeful = arrays["asr"] >= settings.random_threshold
     free = Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept)
     pairs, alone = pairs_of(settings.controls)
+    keep_cheaper(free, kept, {name: arrays[name][kept] for name in free}, settings)
 
     order = cheapest_first(kept, free)
     spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    # What controls would have to cost, by the free patch's first start; nothing, where margin and probes would do.
+    # What controls would have to cost, by the free patch as it is by now; nothing, where margin and probes would do.
     least = dict(zip(kept, free["cost"] * usual_ratio * np.where(needed > 1, needed, 0.0)[kept]))
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=least.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):
@@ -70,7 +71,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     arrays |= {"free": free, "usual_ratio": np.float32(usual_ratio),
                "free_controls": {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}}
     suspects = [label for label, ratio in ratios_of(free, arrays["free_controls"]).items()
-                if hopeful[label] and ratio >= SUSPICIOUS * usual_ratio]
+                if hopeful[label] and REACH * ratio >= needed[label] * usual_ratio]
     if suspects:
         arrays["controls"] = measure(arrays, OWN, pairs, np.array(suspects))
     return arrays
@@ -91,12 +92,16 @@ def cheapest_of_starts(own, labels, reconstruct, settings):
 
     own: arrays, a row for each `label`. reconstruct: from labels and the number of the start to such arrays.
     """
+    for restart in range(1, settings.restarts + 1) if len(labels) else ():
+        keep_cheaper(own, labels, reconstruct(labels, restart), settings)
+
+
+def keep_cheaper(own, labels, found, settings):
+    """Put into `own` (rows by `label`) those of `found` (a row for each of `labels`) that are cheaper and not random."""
     rows = np.searchsorted(own["label"], labels)
-    for restart in range(1, settings.restarts + 1):
-        found = reconstruct(labels, restart)
-        cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
-        for name, array in found.items():
-            own[name][rows[cheaper]] = array[cheaper]
+    cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
+    for name, array in found.items():
+        own[name][rows[cheaper]] = array[cheaper]
 
 
 def pairs_of(controls):
@@ -124,9 +129,9 @@ def usual(ratios):
 def relative_ratios(arrays):
     """Label → its ratio as a multiple of what is usual, from what `measure_controls` returned.
 
-    The geometric mean of the ratios of the patch and of the free patch; that of the free patch alone where it is not
-    suspicious.
+    That of the free patch, or its geometric mean with that of the patch proper where it was measured and is higher: it finds
+    what the free patch misses, but of large triggers, which no price tells of, it is as often the lower one.
     """
     proper = ratios_of(arrays, arrays["controls"]) if "controls" in arrays else {}
-    return {label: float(np.sqrt(ratio * proper.get(label, ratio)) / arrays["usual_ratio"])
+    return {label: float(np.sqrt(ratio * max(ratio, proper.get(label, 0.0))) / arrays["usual_ratio"])
             for label, ratio in ratios_of(arrays["free"], arrays["free_controls"]).items()}

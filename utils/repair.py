@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import plain_patches, transfer, triggers
-from utils.controls import cheapest_first, cheapest_of_starts, ratios_of, relative_ratios, spread_of, usual
+from utils.controls import cheapest_first, cheapest_of_starts, keep_cheaper, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
@@ -62,7 +62,7 @@ def mean_transfers(examination, tuned, arrays):
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
-    """Evidence on the model repaired of the labels `known`, L: of free patches, margins, probes, as on the examined one."""
+    """Evidence on the model repaired of the labels `known`, L: price, margin and probe, as on the examined one."""
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
@@ -84,14 +84,24 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     controls = arrays["free_controls"]
     spread = spread_of(cheapest_first(controls["label"], arrays["free"]))
     labels = np.union1d(spread, np.intersect1d(others, controls["label"])).astype(int)
-    reconstruct = Reconstructor(PatchTrigger, examination, models | {name: model}, name, stage, labels_at_once)
-    free = reconstruct(labels)
-    cheapest_of_starts(free, labels, reconstruct, examination.settings)
-    rows = np.isin(controls["label"], labels)
-    ratios = ratios_of(free, {key: array[rows] for key, array in controls.items()})
-    common = usual([ratios[label] for label in spread])
-    return weighed({label: ratio / common for label, ratio in ratios.items()},
-                   sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy)))
+    reconstruct, reconstruct_free = (
+        Reconstructor(PatchTrigger, examination, models | {name: model}, pair, stage, labels_at_once)
+        for pair in (f"{name}/123", name))
+    own, free = reconstruct(labels), reconstruct_free(labels)
+    keep_cheaper(free, labels, own, examination.settings)
+    cheapest_of_starts(free, labels, reconstruct_free, examination.settings)
+    measured = {"free": free, "free_controls": _rows(controls, labels)}
+    measured["usual_ratio"] = usual([ratios_of(free, measured["free_controls"])[label] for label in spread])
+    if "controls" in arrays:
+        measured["controls"] = _rows(arrays["controls"], others)
+        cheapest_of_starts(own, measured["controls"]["label"], reconstruct, examination.settings)
+    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy))
+    return weighed(relative_ratios(own | measured), sureness)
+
+
+def _rows(controls, labels):
+    """Those of the labels, of arrays with a row for each `label`."""
+    return {name: array[np.isin(controls["label"], labels)] for name, array in controls.items()}
 
 
 def _patches(known, arrays, tuned):
