@@ -18,10 +18,16 @@ def scene(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def complete(scene, tmp_path_factory):
-    """RESULTS of an uninterrupted scan of the tiny network with all six scripts."""
+    """RESULTS of an uninterrupted scan of the tiny network with all six scripts; parts.txt names all it kept on its way."""
     from tests.test_foreign_scan import scan
     from tests.test_pipeline import FEATURE, PATCH
+    from utils import artifacts
     results = tmp_path_factory.mktemp("complete")
-    for script in PATCH + FEATURE[1:]:
-        scan(script, scene, results)
+    written, write = [], artifacts.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+        for script in PATCH + FEATURE[1:]:
+            scan(script, scene, results)
+    (results / "parts.txt").write_text("\n".join(f"{path.parent.name}/{path.name}" for path in written
+                                                 if path.parent.suffix == ".parts"))
     return results
