@@ -64,8 +64,8 @@ def test_evidence_is_of_price_margin_and_probes():
     made_with = {"controls": ["123/examined", "123"], "random_threshold": 0.6, "evidence": 1.5, "unprobed_evidence": 1.0}
     one, labels = np.ones(3), np.arange(3)
     found = {"label": labels, "cost": one, "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1.25),
-             "controls": {"label": np.array([2]), "cost": np.array([[2.0, 8.0]])},
-             "free_controls": {"label": np.array([2, 0]), "cost": np.array([[9.0], [2.0]])},
+             "controls": {"label": np.array([2]), "cost": np.array([[3.0, 27.0]])},
+             "free_controls": {"label": np.array([2, 0]), "cost": np.array([[4.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
     tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
              zip(("examined", *SUBSETS), ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}

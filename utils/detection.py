@@ -111,10 +111,11 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
     if "probe" not in factors:
-        taught, others = (len(relearned(tuned, examination.accuracy, names)) for names in (TAUGHT, SUBSETS))
-        examination.say(f"WARNING: the clean accuracy of only {taught} of three taught models and of {others} of the seven "
-                        "others is near the examined model's, that of two and four must be for margins and probes to "
-                        f"count: {'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
+        taught, others = (f"{len(relearned(tuned, examination.accuracy, names))} of {len(names)}"
+                          for names in (TAUGHT, SUBSETS))
+        examination.say(f"WARNING: the clean accuracy of only {taught} taught models and {others} others is near the "
+                        "examined model's, that of more than half of both must be for margins and probes to count: "
+                        f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
                         "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
     labels = range(len(values["evidence"]))
