@@ -89,6 +89,7 @@ def test_labels_that_cannot_be_convicted_get_no_further_controls(measured):
 def test_a_patch_proper_that_is_cheaper_is_the_free_patch(measured):
     found = measure([0.9, 0.59, 0.9], cost=0.5)
     np.testing.assert_allclose(found["free"]["cost"], [0.5, 2.0, 0.5])          # label 1's is random
+    np.testing.assert_allclose(found["free"]["asr"], 0.9)                       # the price alone counts for it
 
 
 def test_labels_that_the_first_round_dropped_get_nothing(measured):

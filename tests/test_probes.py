@@ -113,7 +113,11 @@ def test_climbing_finds_what_chance_does_not():
     reached = measure(kept[1], None)[:, 1]
     assert at_first < 0.6 < 0.8 < reached.min() and (np.diff(reached) <= 0).all()
     np.testing.assert_array_equal(climb(measure, plain_patches, 30, SHAPE, 2, 9, 5), kept)
-    assert (climb(measure, plain_patches, 30, SHAPE, 2, 9, 6) != kept).any()
+    other = climb(measure, plain_patches, 1, SHAPE, 2, 9, 6)
+    assert (other != kept).any()
+    # What another search found is tried, too, and varied further.
+    known = climb(measure, plain_patches, 1, SHAPE, 2, 9, 6, known=kept)
+    assert measure(known[1], None)[:, 1].min() >= reached.min() > measure(other[1], None)[:, 1].max() - 1e-3
 
 
 class Parts:

@@ -76,7 +76,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
             asked.append((self.proper, labels, restart))
             assert labels, "there is nothing to optimize"
             cost = np.where(np.array(labels) == 1, 0.5, 2.0) * (1 + self.proper) + restart
-            return {"label": np.array(labels), "cost": cost, "asr": np.ones(len(cost))}
+            return {"label": np.array(labels), "cost": cost, "entropy": cost / 2, "asr": np.ones(len(cost))}
     parts = {}
 
     def part(key, compute):
@@ -101,6 +101,12 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         assert tuned["examined"]["largest_margins"].shape == (5,)
         return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
+    search = repair.search_probes
+
+    def search_again(*given, known):
+        np.testing.assert_array_equal(known, tuned["examined"]["probes"])
+        return search(*given, known=known)
+    monkeypatch.setattr(repair, "search_probes", search_again)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
            "pattern": np.ones((5, 2, 2, 1))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}
@@ -146,7 +152,7 @@ def test_a_trigger_is_unlearned_and_the_labels_are_kept():
     mask = np.zeros((1, 6, 6), np.float32)
     mask[:, :2, :2] = 1
     clean = SimpleNamespace(x_tune=images, y_tune=labels)
-    examination = SimpleNamespace(clean=clean, settings=replace(Settings(), repair_steps=1500), seed=0,
+    examination = SimpleNamespace(clean=clean, settings=replace(Settings(), repair_steps=5000), seed=0,
                                   examined=SimpleNamespace(preprocess=tf.identity), model=tf.function(network))
     learned, before, moved = network.get_weights(), network.predict(images / 255.0, verbose=0), []
     for distillation in (0.0, 100.0):

@@ -4,7 +4,7 @@ The patch of a label is effective on the examined model and not on tuned model 1
 models that are as alike as those two, the first of which has no backdoor: two tuned models, or the same two with their
 roles swapped. On a clean label all of these are the same problem. A backdoor makes the first far cheaper: each label is
 its own control. The free patch of a label is made without L_clean, and its controls on tuned models alone: what little a
-tuned model still answers to, L_clean forbids the first patch, and two patches that were made apart err apart. What training
+tuned model still answers to, L_clean forbids the first patch, the patch proper. Both err, and mostly apart. What training
 the tuned models does to all labels alike is in the ratio of every label, so it is held against what is usual on the model.
 """
 
@@ -18,6 +18,7 @@ OWN, FREE = "examined/123", "examined"
 GROUP = 6                # labels measured together
 SPREAD = 12              # labels, evenly from the cheapest to the costliest, that tell what is usual
 USUAL = (1.0, 2.5)       # the least and most that counts as usual: several targets in one model must not hide each other
+PRICE = ("cost", "entropy")
 LEAST = 1e-6             # that a patch counts as costing: without a price of pixels one may cost nothing
 REACH = 2.0              # labels whose free patch, by this many times, could not convict them get no further controls
 
@@ -26,11 +27,12 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     """The patches with restarts of the suspicious labels, the free patches, and what the controls of both cost.
 
     models: by name, from `examination.models`; arrays: of the patches, labels × …; needed: L, from `ratios_needed`. Free
-    patches are made for every label; controls of these for labels SPREAD over the order of their cost, and for others until
-    what is left could not be convicted at the highest control measured. Labels whose ratio of these, times REACH, is what
-    convicts them are suspicious: they get controls of the patch proper, too. A label that has controls is started again
-    `settings.restarts` times and keeps its cheapest patch that is not random: found once is found, as a free patch, too,
-    that the patch proper happens to be. Labels whose pattern is random, or that a first round dropped, are not suspicious.
+    patches are made for every label that is not dropped; controls of these for labels SPREAD over the order of their cost,
+    and for others until what is left could not be convicted at the highest control measured. Labels whose ratio of these,
+    times REACH, at least convicts them are suspicious: they get controls of the patch proper, too. A label that has controls
+    is started again `settings.restarts` times and keeps its cheapest patch that is not random: found once is found. The
+    first patch proper is a free patch as well, so that its price counts for that one where it is lower. Labels whose pattern
+    is random, or that a first round dropped, are not suspicious.
     Returns arrays as those given, and `free` (as the patches, rows of `label`), `free_controls` and `controls`: each with
     `label` K, and `cost`, `entropy`, `asr` K×models; and `usual_ratio`.
     """
@@ -55,7 +57,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     hopeful = arrays["asr"] >= settings.random_threshold
     free = Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept)
     pairs, alone = pairs_of(settings.controls)
-    keep_cheaper(free, kept, {name: arrays[name][kept] for name in free}, settings)
+    keep_cheaper(free, kept, {name: arrays[name][kept] for name in free}, settings, PRICE)
 
     order = cheapest_first(kept, free)
     spread = spread_of(order)
@@ -96,12 +98,15 @@ def cheapest_of_starts(own, labels, reconstruct, settings):
         keep_cheaper(own, labels, reconstruct(labels, restart), settings)
 
 
-def keep_cheaper(own, labels, found, settings):
-    """Put into `own` (rows by `label`) those of `found` (a row for each of `labels`) that are cheaper and not random."""
+def keep_cheaper(own, labels, found, settings, names=None):
+    """Put into `own` (rows by `label`) those of `found` (a row for each of `labels`) that are cheaper and not random.
+
+    names: of the arrays that are put there; none: all.
+    """
     rows = np.searchsorted(own["label"], labels)
     cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
-    for name, array in found.items():
-        own[name][rows[cheaper]] = array[cheaper]
+    for name in names or found:
+        own[name][rows[cheaper]] = found[name][cheaper]
 
 
 def pairs_of(controls):

@@ -163,7 +163,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
         verdict["evidence_needed"] = round(enough, 6)
         if priced:
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
-            print(f"ratio: of controls to cost, as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
+            print("ratio: of the free patch's control to its cost, or the geometric mean of both where that is higher, "
+                  f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         kind = (plain_patches if priced else photo_filters).NAME
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + f"probe: how much more surely {kind} lead to the label than on the tuned models\n" * probed

@@ -26,7 +26,7 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE,
     "FILTER_TRANSFER_THRESHOLD": SHARE, "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100),
     "PHASE2_PEAK": (0, 1e3), "DISTILLATION": WEIGHT}
-METHOD_VERSION = 5       # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
+METHOD_VERSION = 6       # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
 

@@ -27,12 +27,13 @@ DEPTH = 4                # times the margin on the examined model, which that on
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 
 
-def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
+def search_probes(examination, model, tuned, kind, count, stage, name="probes", known=None):
     """`probes`, the KEPT best of each label on a model, and `probe_margins`, how surely they lead there.
 
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
     kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with;
     stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
+    known: `probes` found before, labels×KEPT, that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
     label's probes of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where
     that is less; 0 where no probe was tried on such an image.
@@ -43,7 +44,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes"):
     def measured(model, probes, images):                 # what is drawn repeats with the seed, so that only this takes time
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images)})["margins"]
     probes = climb(functools.partial(measured, model), kind, count, examination.examined.shape, labels,
-                   len(clean.x_measure), seed, examination.say)
+                   len(clean.x_measure), seed, examination.say, known)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), KEPT)
 
@@ -80,22 +81,28 @@ class Measure:
         return np.where(counts > 0, (margins * others).sum(1) / np.maximum(counts, 1), -np.inf)
 
 
-def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None):
+def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None, known=None):
     """The KEPT probes that lead to each label most surely, labels×KEPT, surest first: `count` drawn, the best varied.
 
-    measure: from probes P and images P×IMAGES, indices under `images`, to margins P×labels; kind: as above; shape: H, W, C.
+    measure: from probes P and images P×IMAGES, indices under `images`, to margins P×labels; kind, known: as above; shape:
+    H, W, C.
     """
     random = np.random.default_rng([seed, 0])
     drawn = np.array([kind.draw(random, shape) for _ in range(count)])
     margins = measure(drawn, random.integers(images, size=(count, IMAGES)))
     kept, reached = _best(np.broadcast_to(drawn, margins.T.shape), margins.T)
-    own = np.repeat(np.arange(labels), VARIED)
+
+    def with_others(probes):
+        """The best of those kept and as many others of each label, labels×n."""
+        own = np.repeat(np.arange(labels), probes.shape[1])
+        margins = measure(probes.ravel(), random.integers(images, size=(probes.size, IMAGES)))[np.arange(own.size), own]
+        return _best(*(np.concatenate(pair, axis=1) for pair in ((kept, probes), (reached, margins.reshape(probes.shape)))))
+    if known is not None:
+        kept, reached = with_others(known)
     for number in range(1, ROUNDS + 1):
         varied = np.array([kind.vary(parent, random, shape) for parents in kept
                            for parent in parents[random.integers(parents.size, size=VARIED)]])
-        margins = measure(varied, random.integers(images, size=(varied.size, IMAGES)))[np.arange(varied.size), own]
-        kept, reached = _best(*(np.concatenate([old, new.reshape(labels, VARIED)], axis=1)
-                                for old, new in ((kept, varied), (reached, margins))))
+        kept, reached = with_others(varied.reshape(labels, VARIED))
         if number % 4 == 0:
             say(f"{kind.NAME}: round {number} of {ROUNDS}, largest margin {reached.max():.1f}")
     return kept

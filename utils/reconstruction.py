@@ -178,7 +178,7 @@ class Reconstructor:
     def _make(self, targets, size, restart):
         examination = self.examination
         clean, settings, seed = examination.clean, examination.settings, examination.seed + 10_000 * restart
-        if self.compiled is None or len(targets) > self.compiled[2]:
+        if self.compiled is None or size != self.compiled[2]:
             settings = replace(settings, steps=self.steps or settings.steps)
             # For as many as a chunk has at most: after a stop, the first to do may be a short one.
             trigger = self.kind(range(size), examination.examined.shape, settings, seed)
