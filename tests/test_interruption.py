@@ -72,7 +72,7 @@ def kill_after(process, lines, seconds):
 
 
 # Lines that each script writes before its artifact is whole, at these settings.
-LINES = {"pnnir": 35, "potential_triggers_reconstruction": 84, "critical_features_preservation": 4,
+LINES = {"pnnir": 35, "potential_triggers_reconstruction": 95, "critical_features_preservation": 4,
          "backdoor_detection": 6, "potential_triggers_reconstruction_feature_space": 21,
          "backdoor_detection_feature_space": 6}
 
@@ -95,6 +95,32 @@ def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, 
     assert parts == {part for part in (complete / "parts.txt").read_text().split() if part.startswith(f"{MADE[script]}.")}
     assert contents(folder, MADE[script]) == contents(complete / "custom" / "tiny", MADE[script])
     assert not list(folder.glob(".partial*")) and not list(folder.glob("*.parts"))
+
+
+def test_controls_and_repairs_go_on_where_they_were_stopped(scene, complete, tmp_path, monkeypatch):
+    """With so little evidence asked for every label gets all controls, and all but one are measured again."""
+    script, write, written = SCRIPTS[1], artifacts.write, []
+    whole, stopped = (before(script, complete, tmp_path / name) for name in ("whole", "stopped"))
+
+    def recording(path, *rest):
+        if len(written) == stop:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, *rest)
+    monkeypatch.setattr(artifacts, "write", recording)
+    stop = None
+    scan(script, scene, tmp_path / "whole", EVIDENCE=1e-6, UNPROBED_EVIDENCE=1e-6)
+    names, written = written, []
+    proper = next(number for number, name in enumerate(names) if name.startswith("123-examined-"))
+    repaired = next(number for number, name in enumerate(names) if name.startswith("repaired-"))
+    again = next(number for number, name in enumerate(names) if name.startswith("repaired-1-") and "-again-" in name)
+    for stop in (proper + 1, repaired + 1, again, len(names) - 1):
+        with pytest.raises(KeyboardInterrupt):
+            scan(script, scene, tmp_path / "stopped", EVIDENCE=1e-6, UNPROBED_EVIDENCE=1e-6)
+    stop = None
+    scan(script, scene, tmp_path / "stopped", EVIDENCE=1e-6, UNPROBED_EVIDENCE=1e-6)
+    assert written == names
+    assert contents(stopped, MADE[script]) == contents(whole, MADE[script])
 
 
 STAGE = """
