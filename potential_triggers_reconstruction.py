@@ -1,9 +1,9 @@
 """Stage 2, potential trigger reconstruction: a mask and a pattern for every label (paper IV-C).
 
 For each label, optimize a patch that sends images of other labels to it on the examined model and not on tuned model
-123. Under the default setting also a free patch, on the examined model alone, and for the cheapest both kinds on models
-without the backdoor: the controls that a label is judged against; and where several labels look infected, what the others
-keep once the surest one's patches are unlearned. Reads pnnir.h5; writes
+123. Under the default setting also a free patch, on the examined model alone, and for labels that might be convicted the
+same on models without the backdoor: the controls that they are judged against; and where several labels look infected,
+what the others keep once the surest one's patches are unlearned. Reads pnnir.h5; writes
 RESULTS/DATASET/MODEL/potential_triggers.h5 and a sheet of all masks and patterns.
 """
 
@@ -32,7 +32,7 @@ NOISE_WEIGHT: float | None = None        # β of L_noise
 CLEAN_MASS: float | None = None          # v of L_clean
 PIXEL_PRICE: float | None = None         # λ: price of a masked pixel (of 32×32; larger images: the same for their share)
 IMAGES_PER_LABEL: int | None = None      # clean images of other labels in a step
-RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean and need no controls
+RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean by their price: no controls
 RESTARTS: int | None = None              # further starts of the patches that get controls; the cheapest is kept
 REPAIR_STEPS: int | None = None          # steps that unlearn the surest labels' patches, to see what others keep; 0: none
 EVIDENCE: float | None = None            # as in backdoor_detection.py: labels too costly for it get no controls

@@ -64,7 +64,7 @@ class Settings:
     filter_random_threshold: float = 0.6  # as random_threshold, for matrices
 
     # Critical features preservation (paper IV-D) and detection (paper IV-E).
-    random_threshold: float = 0.6        # a lower ASR is what random patterns reach: the label is clean
+    random_threshold: float = 0.6        # a lower ASR is what random patterns reach: clean, but for margin and probe
     kept_asr: float = 0.95               # share of the ASR that the preserved trigger keeps
     measured_images: int = 200           # images of other labels behind each ASR
     transfer_threshold: float = 0.2      # an ASR from here up on a tuned model counts as a transfer

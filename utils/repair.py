@@ -116,7 +116,7 @@ def _rows(controls, labels):
 
 
 def _patches(known, arrays, tuned):
-    """(masks K×H×W, patterns K×H×W×C) of labels: reconstructed ones of both kinds, and the plain ones of pnnir.h5."""
+    """(masks K×H×W, patterns K×H×W×C) of labels: both kinds of reconstructed ones, and the plain ones of pnnir.h5."""
     made = [[own[name][np.isin(own["label"], known)] for name in ("mask", "pattern")] for own in (arrays, arrays["free"])]
     if "probes" in tuned["examined"]:
         made.append(plain_patches.rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
