@@ -43,11 +43,10 @@ def main():
     def verdicts(row, name, flags):
         return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))
                 for stages in stages_of(dataset(row), flags)}
-    zoo = read_zoo(ZOO)
-    if unknown := set(NAMES) - {name for row, name, _ in zoo if not DATASETS or row in DATASETS}:
+    zoo = [model for model in read_zoo(ZOO) if not DATASETS or model[0] in DATASETS]
+    if unknown := set(NAMES) - {name for _, name, _ in zoo}:
         raise UserError(f"NAMES {', '.join(sorted(unknown))}: no models of {ZOO}{' and DATASETS' if DATASETS else ''}")
-    models = [model for model in zoo if not verdicts(*model) <= known
-              and (not DATASETS or model[0] in DATASETS) and (not NAMES or model[1] in NAMES)]
+    models = [model for model in zoo if not verdicts(*model) <= known and (not NAMES or model[1] in NAMES)]
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,
                                 "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -5,6 +5,14 @@ import pytest
 import utils  # noqa: F401
 
 
+def recorded_writes(patch):
+    """The list of paths of artifacts and parts, which grows as they are written. patch: a pytest.MonkeyPatch."""
+    from utils import artifacts
+    written, write = [], artifacts.write
+    patch.setattr(artifacts, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+    return written
+
+
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
     """A folder with a tiny network, tiny.keras, its weights alone, and clean images of its labels, clean.h5."""
@@ -21,11 +29,9 @@ def complete(scene, tmp_path_factory):
     """RESULTS of an uninterrupted scan of the tiny network with all six scripts; parts.txt names all it kept on its way."""
     from tests.test_foreign_scan import scan
     from tests.test_pipeline import FEATURE, PATCH
-    from utils import artifacts
     results = tmp_path_factory.mktemp("complete")
-    written, write = [], artifacts.write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+        written = recorded_writes(patch)
         for script in PATCH + FEATURE[1:]:
             scan(script, scene, results)
     (results / "parts.txt").write_text("\n".join(f"{path.parent.name}/{path.name}" for path in written

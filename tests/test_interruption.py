@@ -14,6 +14,7 @@ import time
 import h5py
 import pytest
 
+from tests.conftest import recorded_writes
 from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
@@ -86,8 +87,7 @@ def test_killed_at_a_random_moment_a_stage_ends_as_an_uninterrupted_one(script, 
     lines = line or dice.randint(1, LINES[script])
     assert kill_after(start(script, scene, tmp_path), lines, dice.uniform(0, 0.2 if LINES[script] > 6 else 0.02)) == -9
     finished = set(folder.glob("*.parts/[!.]*.h5"))
-    written, write = [], artifacts.write
-    monkeypatch.setattr(artifacts, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+    written = recorded_writes(monkeypatch)
     scan(script, scene, tmp_path)
     assert not finished & set(written) and len(written) == len(set(written))
     assert finished or script not in SCRIPTS[:2]

@@ -57,7 +57,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     hopeful = arrays["asr"] >= settings.random_threshold
     free = Reconstructor(PatchTrigger, examination, models, FREE, stage, labels_at_once)(kept)
     pairs, alone = pairs_of(settings.controls)
-    keep_cheaper(free, kept, {name: arrays[name][kept] for name in free}, settings, PRICE)
+    lend_price(free, arrays, settings)
 
     order = cheapest_first(kept, free)
     spread = spread_of(order)
@@ -107,6 +107,12 @@ def keep_cheaper(own, labels, found, settings, names=None):
     cheaper = (found["asr"] >= settings.random_threshold) & (found["cost"] < own["cost"][rows])
     for name in names or found:
         own[name][rows[cheaper]] = found[name][cheaper]
+
+
+def lend_price(free, proper, settings):
+    """Let the price of the patch proper be the free patch's where it is lower, since it is one as well. Rows by `label`."""
+    rows = np.searchsorted(proper["label"], free["label"])
+    keep_cheaper(free, free["label"], {name: proper[name][rows] for name in (*PRICE, "asr")}, settings, PRICE)
 
 
 def pairs_of(controls):

@@ -144,8 +144,8 @@ class Reconstructor:
 
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
     as "examined/123", or one, as "examined", for triggers without L_clean. Finished chunks are kept as parts of `stage`.
-    One trigger and one compiled optimization serve all chunks, of `labels_at_once` labels at most. steps: in place of the
-    settings'.
+    One trigger and one compiled optimization serve all chunks of a call, of `labels_at_once` labels at most, and later calls
+    of as large chunks. steps: in place of the settings'.
     """
 
     def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, steps=None):
@@ -185,7 +185,7 @@ class Reconstructor:
             sampler = Sampler(clean.y_tune, examination.examined.labels)
             self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
                                                     sampler, settings, seed), size
-        trigger, optimize, size = self.compiled
+        trigger, optimize, _ = self.compiled
         padded = np.pad(targets, (0, size - len(targets)), "edge")
         trigger.start(padded, seed)
         shown = ", ".join(map(str, targets[:8])) + " ..." * (len(targets) > 8)

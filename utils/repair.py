@@ -13,16 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import plain_patches, transfer, triggers
-from utils.controls import (
-    PRICE,
-    cheapest_first,
-    cheapest_of_starts,
-    keep_cheaper,
-    ratios_of,
-    relative_ratios,
-    spread_of,
-    usual,
-)
+from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
@@ -99,10 +90,10 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         Reconstructor(PatchTrigger, examination, models | {name: model}, pair, stage, labels_at_once)
         for pair in (f"{name}/123", name))
     own, free = reconstruct(labels), reconstruct_free(labels)
-    keep_cheaper(free, labels, own, examination.settings, PRICE)
+    lend_price(free, own, examination.settings)
     cheapest_of_starts(free, labels, reconstruct_free, examination.settings)
-    measured = {"free": free, "free_controls": _rows(controls, labels)}
-    measured["usual_ratio"] = usual([ratios_of(free, measured["free_controls"])[label] for label in spread])
+    measured = {"free": free, "free_controls": _rows(controls, labels),
+                "usual_ratio": usual(ratios_of(free, _rows(controls, spread)).values())}
     if "controls" in arrays:
         measured["controls"] = _rows(arrays["controls"], others)
         cheapest_of_starts(own, measured["controls"]["label"], reconstruct, examination.settings)
