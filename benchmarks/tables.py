@@ -30,6 +30,7 @@ configure(globals())
 
 from benchmarks.zoo import read_figures, read_zoo, scan_key  # TensorFlow loads after the flags were read
 from models.attacks import IMPLANTED, parse_attacks
+from utils.artifacts import METHOD_VERSION
 from utils.datasets import dataset
 from utils.detection import INFECTED
 from utils.files import replacing
@@ -47,7 +48,9 @@ def main():
         scans = list(filter(implanted, scans))
         left_out = "".join(f"; {why}: {', '.join(names)}" for why, names in (("not finished", missing),
                                                                              ("attack failed", failed)) if names)
-        print(f"### {results.name}: {len(scans)} scans{left_out}")
+        versions = ", ".join(map(str, sorted({scan["method_version"] for scan in scans} - {METHOD_VERSION})))
+        old = f"; scanned by versions {versions} of the method among them, not by {METHOD_VERSION}" * bool(versions)
+        print(f"### {results.name}: {len(scans)} scans{old}{left_out}")
         print(confusion(scans))
         if MODEL_ROWS:
             print(model_rows(scans, poisoning_rates(ZOO)))
@@ -94,7 +97,7 @@ def read_scans(zoo, results, models, kept=None):
                     "triggers": [attack["spec"] for attack in of_kind], "asr": [attack["asr"] for attack in of_kind],
                     "share": max((attack.get("share", 1.0) for attack in of_kind), default=0.0),
                     "clean_accuracy": trained.get("clean_accuracy"), "left": left,
-                    "labels": verdict["labels"]})
+                    "method_version": verdict["settings"]["method_version"], "labels": verdict["labels"]})
             elif kept and key in kept:
                 scans.append(kept[key])
             else:

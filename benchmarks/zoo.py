@@ -17,6 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from utils.artifacts import METHOD_VERSION
 from utils.config import UserError, configure, run
 from utils.datasets import dataset
 
@@ -29,7 +30,7 @@ SETTINGS = "default"                     # named setting of the scans
 RESULTS = "results/zoo/default"          # artifacts and logs of the scans; another folder for other settings
 MODELS = "models"                        # trained models go to MODELS/DATASET/NAME.keras
 PRECISION = "float32"                    # of the networks, in training and in scans: float32 or mixed_bfloat16
-FIGURES = ""                             # file that benchmarks.tables wrote: models with figures in it are not scanned again
+FIGURES = ""                             # of benchmarks.tables: models with figures of this version are not scanned again
 
 configure(globals(), tensorflow=False)
 
@@ -38,7 +39,8 @@ FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detect
 
 
 def main():
-    known = {key[1:] for key in read_figures(FIGURES) if key[0] == pathlib.Path(RESULTS).name}
+    known = {key[1:] for key, scan in read_figures(FIGURES).items()
+             if key[0] == pathlib.Path(RESULTS).name and scan["method_version"] == METHOD_VERSION}
 
     def verdicts(row, name, flags):
         return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))

@@ -196,7 +196,7 @@ def test_a_file_that_may_not_grow_leaves_the_parts_before_it(scene, complete, tm
 @pytest.mark.parametrize("script", SCRIPTS[1:3])
 def test_what_an_earlier_method_made_is_not_gone_on_with(script, scene, complete, tmp_path, monkeypatch, capsys):
     before(script, complete, tmp_path)
-    monkeypatch.setattr("utils.examination.METHOD_VERSION", 99)
+    monkeypatch.setattr("utils.artifacts.METHOD_VERSION", 99)
     said = complaint(capsys, script, scene, tmp_path)
     assert "was made from another method version: run" in said and "--overwrite" in said
 

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import other_triggers, tables, without, zoo
 from models import attacks
 from models.attacks import parse_attacks
+from utils.artifacts import METHOD_VERSION
 from utils.config import UserError
 from utils.datasets import dataset
 
@@ -73,7 +74,7 @@ def test_confusion_of_made_up_scans(tmp_path):
         (tmp_path / "models/signs" / f"{name}.json").write_text(json.dumps({"attacks": attacks}))
         (tmp_path / "scans/signs" / name / "detection.json").write_text(json.dumps(
             {"infected_labels": infected, "labels": {str(label): {} for label in range(4)},
-             "settings": {"transfer_threshold": 0.2}}))
+             "settings": {"method_version": METHOD_VERSION}}))
     write("one", [2], [2])
     write("two", [1], [3])
     write("three", [], [])
@@ -95,7 +96,7 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     label = {"asr": 0.9, "mask_size": 0.02, "transfer": {"1": 0.1}, "cost": 1.0, "free_cost": 0.5, "free_control": 2.0,
              "ratio": 3.0, "margin": 1.5, "probe": 2.0, "evidence": 13.5, "decision": "infected"}
     (folder / "detection.json").write_text(json.dumps(
-        {"infected_labels": [2], "labels": {"2": label}, "settings": {"transfer_threshold": 0.2}}))
+        {"infected_labels": [2], "labels": {"2": label}, "settings": {"method_version": METHOD_VERSION}}))
     (tmp_path / "models/signs/three.json").write_text(json.dumps(
         {"attacks": [{"kind": "patch", "target": 1, "asr": 0.01, "share": 0.02, "spec": "patch:target=1"}]}))
     shutil.copytree(folder, folder.parent / "three")
@@ -123,6 +124,25 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
     (tmp_path / "zoo.txt").write_text("signs one")                      # a clean model asks for filters as well
     zoo.main()
     assert scanned[2:] == ["one"]
+
+
+def test_figures_of_another_version_are_named_and_scanned_again(tmp_path, monkeypatch, capsys):
+    old = {"results": "scans", "dataset": "signs", "name": "one", "stage": "detection", "targets": [2], "infected": [2],
+           "triggers": ["patch:target=2"], "asr": [1.0], "share": 0.02, "method_version": METHOD_VERSION - 1,
+           "labels": {"2": {"asr": 0.9}}}
+    (tmp_path / "figures.jsonl").write_text(json.dumps(old))
+    (tmp_path / "zoo.txt").write_text("signs one --attack patch:target=2")
+    for module in (tables, zoo):
+        monkeypatch.setattr(module, "ZOO", tmp_path / "zoo.txt")
+        monkeypatch.setattr(module, "FIGURES", tmp_path / "figures.jsonl")
+    monkeypatch.setattr(tables, "RESULTS", [str(tmp_path / "scans")])
+    tables.main()
+    assert f"scanned by versions {METHOD_VERSION - 1} of the method among them" in capsys.readouterr().out
+    scanned = []
+    monkeypatch.setattr(zoo, "RESULTS", str(tmp_path / "scans"))
+    monkeypatch.setattr(zoo, "scan", lambda dataset, name, *_: scanned.append(name))
+    zoo.main()
+    assert scanned == ["one"]
 
 
 def test_other_rules_on_made_up_transfers():

@@ -26,7 +26,6 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE,
     "FILTER_TRANSFER_THRESHOLD": SHARE, "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100),
     "PHASE2_PEAK": (0, 1e3), "DISTILLATION": WEIGHT}
-METHOD_VERSION = 6       # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
 CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
 
@@ -50,7 +49,8 @@ class Examination:
     def inputs(self):
         """What every artifact of this examination depends on, and carries."""
         return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
-                "input_scaling": self.input_scaling, "precision": self.precision, "method_version": METHOD_VERSION}
+                "input_scaling": self.input_scaling, "precision": self.precision,
+                "method_version": artifacts.METHOD_VERSION}
 
     @functools.cached_property
     def measured(self):
