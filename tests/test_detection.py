@@ -9,7 +9,7 @@ import pytest
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
-                             require_preserved, weigh)
+                             require_preserved, warnings_of, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
@@ -83,12 +83,17 @@ def test_evidence_is_of_price_margin_and_probes():
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
+    for patches, missed in ((True, "large triggers will be missed"), (False, "no matrix matches will be missed")):
+        warning, = warnings_of(examination(priced), tuned, fields, patches)
+        assert "only 1 of 3 taught models and 7 of 7 others" in warning and missed in warning
     np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.9
     # So it is with three of the seven others.
     few = tuned | {name: tuned[name] | {"accuracy": 0.3} for name in SUBSETS[:4]}
     assert evidence_of(examination(priced), few, found, made_with) == fields
     assert evidence_of(examination(TNDA), tuned, found, made_with) is None
+    assert warnings_of(examination(TNDA), tuned, None) == warnings_of(examination(priced), tuned, [{"probe": 1.0}] * 3) == []
+    assert "two labels" in warnings_of(examination(priced), tuned, [{"probe": 1.0}] * 2)[0]
     for change in ({"evidence": 1.4}, {"unprobed_evidence": 0.9}, {"random_threshold": 0.5},
                    {"controls": ("123/examined",)}):
         with pytest.raises(UserError, match="run potential_triggers_reconstruction.py again"):

@@ -110,13 +110,6 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
-    if "probe" not in factors:
-        taught, others = (f"{len(relearned(tuned, examination.accuracy, names))} of {len(names)}"
-                          for names in (TAUGHT, SUBSETS))
-        examination.say(f"WARNING: the clean accuracy of only {taught} taught models and {others} others is near the "
-                        "examined model's, that of more than half of both must be for margins and probes to count: "
-                        f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
-                        "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
     labels = range(len(values["evidence"]))
     if patches:
@@ -126,7 +119,26 @@ def evidence_of(examination, tuned, found, made_with=None):
             for label in labels]
 
 
-def report(examination, stage, found, transfers, threshold, masks=None, evidence=None):
+def warnings_of(examination, tuned, evidence, patches=True):
+    """What makes a verdict by evidence less certain on this model, a list of sentences.
+
+    tuned: arrays of pnnir.h5; evidence: from `evidence_of`; patches: whether they are judged, or filters.
+    """
+    warnings = []
+    if evidence is not None and "probe" not in evidence[0]:
+        taught, others = (f"{len(relearned(tuned, examination.accuracy, names))} of {len(names)}"
+                          for names in (TAUGHT, SUBSETS))
+        warnings.append(f"the clean accuracy of only {taught} taught models and {others} others is near the examined "
+                        "model's, that of more than half of both must be for margins and probes to count: "
+                        f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
+                        "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
+    if evidence is not None and len(evidence) == 2:
+        warnings.append("each of two labels has only the other one to be held against, which this method was no good at "
+                        "(results/README.md): take the verdict for a hint")
+    return warnings
+
+
+def report(examination, stage, found, transfers, threshold, masks=None, evidence=None, warnings=()):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
     masks: preserved masks of patches. evidence: from `evidence_of`; without it TNDA decides alone.
@@ -156,7 +168,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
                "infected_labels": infected,
                "clean_labels": [label for label in range(len(labels)) if label not in infected],
-               "labels": labels, "settings": stage.settings, "seed": examination.seed,
+               "labels": labels, "warnings": list(warnings), "settings": stage.settings, "seed": examination.seed,
                "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
     print(_table(labels, infected))
     if evidence is not None:
@@ -173,6 +185,8 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
+    for warning in warnings:
+        print(f"WARNING: {warning}")
     named = f"BACKDOORED, infected labels: {', '.join(map(str, infected))}" if infected else "no backdoor found"
     print(f"verdict: {examination.row.name}/{examination.examined.name} {named}", flush=True)
     return verdict
