@@ -34,7 +34,7 @@ UNPROBED_EVIDENCE: float | None = None   # the same where too few tuned models k
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import evidence_of, measure_transfers, report, require_preserved, warnings_of
+from utils.detection import evidence_of, measure_transfers, report, require_preserved
 from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence",
@@ -55,8 +55,8 @@ def main():
             triggers = found | {"mask": preserved["mask"]}
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, triggers)
-            verdict = report(examination, stage, found, transfers, examination.settings.transfer_threshold,
-                             preserved["mask"], evidence, warnings_of(examination, tuned, evidence))
+            verdict = report(examination, stage, tuned, found, transfers, examination.settings.transfer_threshold,
+                             preserved["mask"], evidence)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(triggers, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

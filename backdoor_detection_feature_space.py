@@ -33,7 +33,7 @@ FILTER_EVIDENCE: float | None = None     # times ln(labels): the evidence of mar
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
-from utils.detection import evidence_of, measure_transfers, report, warnings_of
+from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
 FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
@@ -51,8 +51,8 @@ def main():
         with examination.stage("detection_feature_space", FIELDS, **inputs) as stage:
             transfers = stage.arrays["transfer"] if stage.finished else measure_transfers(
                 examination, tuned, found)
-            verdict = report(examination, stage, found, transfers, examination.settings.filter_transfer_threshold,
-                             evidence=evidence, warnings=warnings_of(examination, tuned, evidence, patches=False))
+            verdict = report(examination, stage, tuned, found, transfers, examination.settings.filter_transfer_threshold,
+                             evidence=evidence)
             pictures.write(stage.path.with_suffix(".png"),
                            pictures.attached_sheet(found, verdict, examination.clean.x_measure))
             stage.finish({"transfer": transfers})

@@ -17,7 +17,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from utils.artifacts import METHOD_VERSION
 from utils.config import UserError, configure, run
 from utils.datasets import dataset
 
@@ -33,6 +32,8 @@ PRECISION = "float32"                    # of the networks, in training and in s
 FIGURES = ""                             # of benchmarks.tables: models with figures of this version are not scanned again
 
 configure(globals(), tensorflow=False)
+
+from utils.artifacts import METHOD_VERSION  # h5py loads after the flags were read
 
 PATCH = ("potential_triggers_reconstruction.py", "critical_features_preservation.py", "backdoor_detection.py")
 FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detection_feature_space.py")

@@ -124,26 +124,30 @@ def warnings_of(examination, tuned, evidence, patches=True):
 
     tuned: arrays of pnnir.h5; evidence: from `evidence_of`; patches: whether they are judged, or filters.
     """
+    if evidence is None:
+        return []
     warnings = []
-    if evidence is not None and "probe" not in evidence[0]:
+    if "probe" not in evidence[0]:
         taught, others = (f"{len(relearned(tuned, examination.accuracy, names))} of {len(names)}"
                           for names in (TAUGHT, SUBSETS))
         warnings.append(f"the clean accuracy of only {taught} taught models and {others} others is near the examined "
                         "model's, that of more than half of both must be for margins and probes to count: "
                         f"{'large triggers' if patches else 'filters that no matrix matches'} will be missed. "
                         "More PHASE2_STEPS, or another PHASE2_PEAK, may help")
-    if evidence is not None and len(evidence) == 2:
+    if len(evidence) == 2:
         warnings.append("each of two labels has only the other one to be held against, which this method was no good at "
                         "(results/README.md): take the verdict for a hint")
     return warnings
 
 
-def report(examination, stage, found, transfers, threshold, masks=None, evidence=None, warnings=()):
+def report(examination, stage, tuned, found, transfers, threshold, masks=None, evidence=None):
     """Decide for every label, print the table and the verdict, and write the stage's JSON; returns what it holds.
 
-    masks: preserved masks of patches. evidence: from `evidence_of`; without it TNDA decides alone.
+    tuned: arrays of pnnir.h5. masks: preserved masks of patches. evidence: from `evidence_of`; without it TNDA decides
+    alone.
     """
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
+    warnings = warnings_of(examination, tuned, evidence, patches=masks is not None)
     labels = {}
     probed = evidence is not None and "probe" in evidence[0]
     enough = convicting(settings, len(found["asr"]), probed, filters=masks is None)
@@ -168,7 +172,7 @@ def report(examination, stage, found, transfers, threshold, masks=None, evidence
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
                "infected_labels": infected,
                "clean_labels": [label for label in range(len(labels)) if label not in infected],
-               "labels": labels, "warnings": list(warnings), "settings": stage.settings, "seed": examination.seed,
+               "labels": labels, "warnings": warnings, "settings": stage.settings, "seed": examination.seed,
                "fingerprints": {key: value for key, value in stage.settings.items() if len(str(value)) == 64}}
     print(_table(labels, infected))
     if evidence is not None:
