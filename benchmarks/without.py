@@ -15,6 +15,7 @@ from utils.config import UserError, configure, run
 
 ZOO = "benchmarks/validation_zoo.txt"    # the list of models
 DATASETS: list[str] = []                 # only these datasets' models; none: all
+NAMES: list[str] = []                    # only models of these names; none: all
 RESULTS = "results/zoo/default"          # where the scans' artifacts are; of a setting that makes controls
 MODELS = "models"                        # MODELS/DATASET/NAME.keras, with the reports of models.train beside them
 CLEAN_PER_LABEL: int | None = None       # clean images of each label that they used at most; none: the dataset's number
@@ -26,7 +27,7 @@ configure(globals())
 
 from benchmarks.leftover import OTHERS
 from benchmarks.tables import missed_and_wrong
-from benchmarks.zoo import read_zoo
+from benchmarks.zoo import chosen_models
 from utils.detection import INFECTED, decide, measure_transfers
 from utils.examination import examinations
 
@@ -35,10 +36,8 @@ THRESHOLDS = (0.1, 0.2, 0.4)             # the paper's 0.2 for many labels and 0
 
 def main():
     outcomes, missing = defaultdict(list), []
-    for data, name, _ in read_zoo(ZOO):
+    for data, name, _ in chosen_models(ZOO, DATASETS, NAMES):
         folder, model = pathlib.Path(RESULTS, data, name), pathlib.Path(MODELS, data, name + ".keras")
-        if DATASETS and data not in DATASETS:
-            continue
         if not (folder / "preserved_triggers.h5").exists() or not model.exists():
             missing.append(f"{data}/{name}")
             continue

@@ -46,10 +46,7 @@ def main():
     def verdicts(row, name, flags):
         return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))
                 for stages in stages_of(dataset(row), flags)}
-    zoo = [model for model in read_zoo(ZOO) if not DATASETS or model[0] in DATASETS]
-    if unknown := set(NAMES) - {name for _, name, _ in zoo}:
-        raise UserError(f"NAMES {', '.join(sorted(unknown))}: no models of {ZOO}{' and DATASETS' if DATASETS else ''}")
-    models = [model for model in zoo if not verdicts(*model) <= known and (not NAMES or model[1] in NAMES)]
+    models = [model for model in chosen_models(ZOO, DATASETS, NAMES) if not verdicts(*model) <= known]
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,
                                 "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -75,6 +72,14 @@ def read_zoo(path):
         dataset(words[0])
         models.append((words[0], words[1], words[2:]))
     return models
+
+
+def chosen_models(path, datasets, names):
+    """What `read_zoo` gives, of these datasets and names alone; none: of all. Raises UserError naming unknown names."""
+    zoo = [model for model in read_zoo(path) if not datasets or model[0] in datasets]
+    if unknown := set(names) - {name for _, name, _ in zoo}:
+        raise UserError(f"NAMES {', '.join(sorted(unknown))}: no models of {path}{' and DATASETS' if datasets else ''}")
+    return [model for model in zoo if not names or model[1] in names]
 
 
 def read_figures(path):
