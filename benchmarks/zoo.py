@@ -46,6 +46,8 @@ def main():
     def verdicts(row, name, flags):
         return {(row, name, stages[-1].removeprefix("backdoor_").removesuffix(".py"))
                 for stages in stages_of(dataset(row), flags)}
+    if PROCESSES < 1:
+        raise UserError(f"PROCESSES {PROCESSES} must be 1 or more")
     models = [model for model in chosen_models(ZOO, DATASETS, NAMES) if not verdicts(*model) <= known]
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads,

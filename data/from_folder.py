@@ -151,7 +151,7 @@ def read_image(path, shape):
         except cv2.error:
             pass
     if image is None:
-        raise UserError(f"{path} is damaged or no image that OpenCV reads: replace or remove it")
+        raise UserError(f"{path} is damaged, no image that OpenCV reads, or larger than 2^26 pixels: replace or remove it")
     image = stretch(image, height, width)
     return image[..., None] if channels == 1 else image[..., ::-1]
 

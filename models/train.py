@@ -51,6 +51,8 @@ MEASURED = 500               # test images at a time
 
 def main():
     row = dataset(DATASET)
+    if not row.network:
+        raise UserError(f"DATASET {DATASET} has no network to train: choose one of {', '.join(KNOWN_EPOCHS)}")
     check_settings()
     attacks = parse_attacks(ATTACK, row.shape, row.labels)
     settings = {"dataset": DATASET, "attack": [item.spec() for item in attacks],

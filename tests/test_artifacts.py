@@ -47,6 +47,24 @@ def test_other_settings_are_refused_until_overwrite(tmp_path):
         assert not stage.finished
 
 
+def test_a_run_that_overwrites_and_is_stopped_goes_on(tmp_path):
+    path = finished(tmp_path)
+    for suffix in (".json", ".png"):
+        path.with_suffix(suffix).write_text("an earlier verdict")
+    other = SETTINGS | {"steps": 4}
+    with pytest.raises(KeyboardInterrupt), artifacts.Stage(tmp_path, "stage", other, overwrite=True) as stage:
+        assert [item.name for item in tmp_path.iterdir()] == [".stage.lock"]
+        stage.part("1", lambda: {"value": np.array(1.0)})
+        raise KeyboardInterrupt
+    with artifacts.Stage(tmp_path, "stage", other, overwrite=True) as stage:
+        assert stage.part("1", lambda: pytest.fail("computed again"))["value"] == 1.0
+    with artifacts.Stage(tmp_path, "stage", SETTINGS, overwrite=True) as stage:
+        assert stage.part("1", lambda: {"value": np.array(2.0)})["value"] == 2.0
+    (tmp_path / "stage.parts/1.h5").write_bytes(b"damaged")
+    with artifacts.Stage(tmp_path, "stage", SETTINGS, overwrite=True) as stage:
+        assert stage.part("1", lambda: {"value": np.array(3.0)})["value"] == 3.0
+
+
 def test_parts_of_other_settings_are_refused_too(tmp_path):
     with artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
         stage.part("1", lambda: {"value": np.array(1.0)})
@@ -69,7 +87,8 @@ def test_reading_a_stage_names_the_script_that_is_missing_or_stale(tmp_path):
     finished(tmp_path)
     with pytest.raises(UserError, match="another model.*pnnir.py"):
         artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abd")
-    arrays, settings, fingerprint = artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc")
+    arrays, settings, fingerprint = artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc",
+                                                         blocks=[("conv4",), ("full",)])      # no tuples in the file
     assert len(fingerprint) == 64
 
 

@@ -174,7 +174,7 @@ def test_a_stage_between_that_was_left_out(script, missing, scene, results, caps
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("what, changes", [
     ("model", {"MODELS": ["{folder}/tiny.keras"]}), ("clean_data", {"CLEAN_PER_LABEL": 5}), ("seed", {"SEED": 1}),
-    ("precision", {"PRECISION": "mixed_bfloat16"}),
+    ("precision", {"PRECISION": "mixed_bfloat16"}), ("named_setting", {"SETTINGS": "paper"}),
     ("input_scaling", {"INPUT_RANGE": [-1.0, 1.0]})])
 def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_path, capsys):
     if what == "model":
@@ -195,7 +195,6 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (PNNIR, {"BATCH": 9}, "batch was 8, is 9"),
     (PNNIR, {"BLOCKS": ["conv", "full", "full+class"]}, "blocks was"),
     (RECONSTRUCTION, {"STEPS": 7}, "steps was 6, is 7"),
-    (RECONSTRUCTION, {"SETTINGS": "paper"}, "was"),
     (PRESERVATION, {"KEPT_ASR": 0.5}, "kept_asr was 0.95, is 0.5"),
     (PRESERVATION, {"FEATURE_MAP": "conv"}, 'feature_map was "pool", is "conv"'),
     (DETECTION, {"EVIDENCE": 3.0}, "evidence was 1.75, is 3.0"),

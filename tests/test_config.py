@@ -62,7 +62,8 @@ def test_every_constant_is_a_flag(call, arguments, printed):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (("--steps", "many"), "--steps"), (("--steps", "-1"), "from 0 up"), (("--rate", "nan"), "finite"),
+    (("--steps", "many"), "--steps"), (("--steps", "-1"), "from 0 up"), (("--steps", "9" * 400), "finite"),
+    (("--rate", "nan"), "finite"),
     (("--later", "3"), "--later"), (("--data", "x"), "--data"), (("--dataset", "bad"), "DATASET 'bad' is not there"),
     (("--dataset", "full"), "No space left on device (results/x.h5)")])
 def test_what_is_wrong_is_one_line_and_exit_code_2(call, arguments, said):

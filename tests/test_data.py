@@ -643,6 +643,15 @@ def test_a_damaged_or_cut_image_is_named(tmp_path, suffix):
     assert len(from_folder.read_folder(tmp_path, (8, 8, 3))[0]) == 2
 
 
+def test_a_small_file_of_a_huge_image_is_refused(tmp_path):
+    """A few kilobytes that would unpack to 200 MB."""
+    image_folder(tmp_path, {"0": [RED]}, ".png")
+    cv2.imwrite(str(tmp_path / "0" / "large.png"), np.zeros((8400, 8400), np.uint8), [cv2.IMWRITE_PNG_BILEVEL, 1])
+    assert (tmp_path / "0" / "large.png").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"large.png is damaged.* or larger than 2\^26 pixels"):
+        from_folder.read_folder(tmp_path, (8, 8, 3))
+
+
 def test_folders_laid_out_otherwise_are_refused(tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -8,8 +8,8 @@ import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, decide, evidence_of, random_under,
-                             require_preserved, warnings_of, weigh)
+from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, UNTOLD, decide, evidence_of,
+                             random_under, report, require_preserved, warnings_of, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
@@ -56,7 +56,7 @@ def test_more_labels_ask_for_more_evidence():
 
 
 def examination(settings):
-    return SimpleNamespace(settings=settings, accuracy=0.9, say=lambda text: None)
+    return SimpleNamespace(settings=settings, accuracy=0.9, examined=SimpleNamespace(labels=3), say=lambda text: None)
 
 
 def test_evidence_is_of_price_margin_and_probes():
@@ -133,6 +133,51 @@ def test_every_dataset_has_the_same_default_settings_and_its_own_paper_settings(
 def test_a_filter_that_erases_the_image_is_no_backdoor():
     assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.9) == DEGENERATE
     assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.4) == INFECTED
+
+
+def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
+    """Nothing transfers to dead models, and dead 123 gives all images one label: neither convicts or clears."""
+    few = {name: value for name, value in table(0, 0, 0, 0, 0, 0).items() if name in NAMES[:3]}
+    assert decide(1.0, few, TNDA, 0.2) == UNTOLD and decide(0.5, few, TNDA, 0.2) == RANDOM
+    assert decide(1.0, few | {"12": 0.0}, TNDA, 0.2) == INFECTED and decide(1.0, few | {"12": 0.3}, TNDA, 0.2) == PATCH
+    assert weigh(UNTOLD, 1.0, 2.5, patch=True) == NO_CHEAPER and weigh(UNTOLD, 1.0, 2.5, patch=False) == UNTOLD
+    tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
+    found = {"asr": np.ones(3), "matrix": np.zeros((3, 3, 3)), "collapse": np.array([1.0, 0, 0])}
+    stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
+    scene = examination(replace(TNDA, filter_random_threshold=0.9))
+    scene = SimpleNamespace(**vars(scene) | {"row": SimpleNamespace(name="a"), "seed": 0})
+    scene.examined.name = "b"
+
+    def decisions(**dead):
+        verdict = report(scene, stage, {name: {"accuracy": dead.get("m" + name, 0.9)} for name in tuned}, found,
+                         np.array([[0] * 6, [0] * 6, [0, 0, 0, 0, 0, 0.8]], np.float32), 0.5)
+        return [row["decision"] for row in verdict["labels"].values()], verdict["warnings"]
+    assert decisions() == ([DEGENERATE, INFECTED, PATCH], [])
+    told, (warning,) = decisions(m123=0.3)
+    assert told == [INFECTED, INFECTED, PATCH] and warning.startswith("tuned models 123 hardly classify")
+    told, (warning,) = decisions(m23=0.3)
+    assert told == [DEGENERATE, INFECTED, INFECTED] and warning.startswith("tuned models 23 hardly classify")
+    told, (warning,) = decisions(m1=0.3, m2=0.3, m3=0.3)
+    assert told == [DEGENERATE, UNTOLD, UNTOLD] and "1, 2, 3 hardly" in warning
+    assert "WARNING: tuned models" in capsys.readouterr().out
+
+
+def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
+    """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
+    labels, one = np.arange(3), np.ones(3)
+    found = {"asr": one, "mask": np.zeros((3, 2, 2)), "label": labels, "cost": one, "free": {"label": labels, "cost": one},
+             "usual_ratio": np.float32(1)}
+    scene = examination(replace(TNDA, evidence=2.5))
+    scene = SimpleNamespace(**vars(scene) | {"row": SimpleNamespace(name="a"), "seed": 0})
+    scene.examined.name = "b"
+    tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
+
+    def infected(second):
+        evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (10.0, second, 1.0)]
+        evidence[0]["repaired_evidence"] = 3.0
+        return report(scene, SimpleNamespace(settings={}, path=tmp_path / "detection.h5"), tuned, found,
+                      np.zeros((3, 6)), 0.5, found["mask"], evidence)["infected_labels"]
+    assert infected(6.0) == [1] and infected(5.0) == [0]          # 2.5 ln(10) convict
 
 
 def test_filters_have_a_threshold_of_their_own():

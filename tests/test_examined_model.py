@@ -292,6 +292,40 @@ def test_keras_2_file(tmp_path, alone):
     assert examined.blocks == (("deep", "norm"), ("full",), ("class",))
 
 
+@pytest.mark.parametrize("form", ["h5", "alone", "archive"])
+@pytest.mark.parametrize("version", ["2.15.0", "3.1.0"])
+def test_hard_sigmoid_of_keras_2_is_another_function(tmp_path, form, version):
+    config, weights = keras2_functional()
+    config["config"]["layers"][-2]["config"]["activation"] = "hard_sigmoid"
+    path, described = tmp_path / "model.h5", tmp_path / "model.json"
+    keras2_file(path, config, weights, keep_config=form != "alone")
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = version
+        if form != "h5":
+            del file.attrs["keras_version"]
+    described.write_text(json.dumps(config | {"keras_version": version}))
+    if form == "archive":
+        with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+            archive.writestr("metadata.json", json.dumps({"keras_version": version}))
+            archive.writestr("config.json", json.dumps(config))
+            archive.write(path, "model.weights.h5")
+        path = tmp_path / "model.keras"
+    given = {"architecture": str(described)} if form == "alone" else {}
+    if version == "3.1.0":
+        assert load_examined(path, ROW, **given).labels == 5
+        return
+    with pytest.raises(UserError, match="hard_sigmoid of Keras 2"):
+        load_examined(path, ROW, **given)
+
+
+def test_an_option_that_keras_does_not_know_is_not_left_out(tmp_path):
+    config, weights = keras2_functional()
+    config["config"]["layers"][-2]["config"]["rms_scaling"] = True
+    keras2_file(tmp_path / "old.h5", config, weights)
+    with pytest.raises(UserError, match="option 'rms_scaling' of layer Dense"):
+        load_examined(tmp_path / "old.h5", ROW)
+
+
 def test_keras_2_2_sequential(tmp_path):
     """Before 2.2.3 a Sequential was a list, and the first layer had the shape."""
     config = {"class_name": "Sequential", "config": [

@@ -346,6 +346,16 @@ def compound(file):
     file["model_weights"]["pair"] = np.zeros(3, [("a", "f4"), ("b", "i4")])
 
 
+def named_twice(file):
+    attributes = file["model_weights/b"].attrs
+    attributes["weight_names"] = np.repeat(attributes["weight_names"], 2)
+
+
+def layer_twice(file):
+    attributes = file["model_weights"].attrs
+    attributes["layer_names"] = np.repeat(attributes["layer_names"], 2)
+
+
 def reference(file):
     file["model_weights"].create_dataset("reference", (1,), h5py.ref_dtype)
 
@@ -378,6 +388,7 @@ HDF5 = {external_link: "links to another", soft_link: "links to another", extern
         virtual: "in another file", huge: "declares .* bytes", words: "not an array of numbers",
         compound: "not an array of numbers", reference: "not an array of numbers", named_type: "neither a group",
         numeric_config: "damaged|weights alone", missing_layer: "do not fit|holds 71",
+        named_twice: "a name twice", layer_twice: "a name twice",
         other_names: "do not fit|damaged", other_shape: "do not fit"}
 
 

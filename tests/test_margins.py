@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from utils.config import UserError
 from utils.margins import CONTROLLED, FLOOR, ROOT, SMALLEST, LargestMargins, margin_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
@@ -52,10 +53,17 @@ def test_the_same_margins_in_chunks_again_and_for_weights_that_changed(linear, m
     whole = LargestMargins(model, clean, SHAPE, LABELS, 2, 5)
     first = whole()["largest_margins"]
     np.testing.assert_array_equal(whole()["largest_margins"], first)
-    monkeypatch.setattr("utils.margins.transfer.batch_size", lambda shape: 4)        # two labels at a time
+    monkeypatch.setattr("utils.margins.transfer.batch_size", lambda model, shape: 4)        # two labels at a time
     np.testing.assert_allclose(LargestMargins(model, clean, SHAPE, LABELS, 2, 5)()["largest_margins"], first, rtol=1e-5)
     variable.assign(2 * weights)
     np.testing.assert_allclose(whole()["largest_margins"], 2 * first, rtol=0.02)
+
+
+def test_scores_that_are_no_numbers_are_refused(linear):
+    weights, model, clean = linear
+    with pytest.raises(UserError, match="some images get NaN or infinite scores"):
+        LargestMargins(lambda images: model(images) * np.float32("nan"),
+                       clean, SHAPE, LABELS, 2, 5)()
 
 
 def margins(largest, clean, accuracy=0.8):

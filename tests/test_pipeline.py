@@ -15,6 +15,7 @@ import pytest
 
 from data import signs
 from models.architectures import build
+from utils import pictures
 from utils.config import UserError, read_constants
 from utils.datasets import dataset
 
@@ -113,6 +114,14 @@ def test_chunks_of_labels_do_not_change_the_result(inputs, scanned, tmp_path):
     # Adam takes whole steps along gradients that are all rounding, at a few pixels.
     assert np.mean(abs(found[0] - found[1]) > 2e-3) < 1e-3
     assert np.max(abs(found[0] - found[1])) < 0.05
+
+
+def test_pictures_of_images_that_are_hardly_higher_than_nothing():
+    strip = np.zeros((2, 1, 900), np.float32)
+    found = {"mask": strip, "pattern": np.zeros((2, 1, 900, 3), np.float32)}
+    for sheet in (pictures.trigger_sheet(found | {"asr": np.ones(2)}), pictures.heat_sheet(found | {
+            "heat": strip, "threshold": np.ones(2)})):
+        assert sheet.ndim == 3 and sheet.shape[0] > 20
 
 
 def test_a_stage_before_the_one_it_needs_says_which_to_run(inputs, tmp_path):

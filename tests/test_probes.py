@@ -94,7 +94,7 @@ def test_margins_are_of_images_of_other_labels(monkeypatch):
     np.testing.assert_allclose(found[:, 1], 1 - np.maximum(corner, 0), atol=1e-5)
     np.testing.assert_allclose(found[:, 0], -np.maximum(corner, 1), atol=1e-5)
     assert np.isneginf(measure(brightness, drawn, np.full((5, 1), 2))[:, 2]).all()       # no image of another label
-    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda shape: 18)    # two patches at a time
+    monkeypatch.setattr("utils.probes.transfer.batch_size", lambda model, shape: 18)    # two patches at a time
     np.testing.assert_array_equal(measure(brightness, drawn, images), found)
     own_only = measure(lambda images: brightness(images) + tf.one_hot(0, 3) * 9.0, drawn, images)
     assert (own_only[:, 0] > 0).all()

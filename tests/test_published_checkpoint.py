@@ -1,8 +1,10 @@
 """TensorFlow 1 checkpoints in the published layout, all five architectures; damaged and hostile ones."""
 
+import json
 import re
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -185,6 +187,31 @@ HOSTILE = {
     "no header": [(b"a", entry([1], size=4))],
     "nothing": [],
 }
+
+
+def test_hostile_blocks_and_descriptions(small, tmp_path):
+    """One block listed again and again would fill the memory, and so would a description of more weights than there are."""
+    content = table([(b"", HEADER), (b"a", entry([1], size=4))])
+    one = content[:content.index(b"\xff") - 3]
+    body = b"".join(varint(0) + varint(1) + varint(2) + bytes([key]) + varint(0) + varint(5) for key in (1, 2))
+    last = body + bytes(4) + (1).to_bytes(4, "little")
+    footer = (varint(0) + varint(0) + varint(len(one)) + varint(len(last))).ljust(40, b"\0")
+    index = tmp_path / "twice.index"
+    index.write_bytes(one + last + b"\0" + checksum(last + b"\0") + footer + published_checkpoint.TABLE_MAGIC)
+    (tmp_path / "twice.data-00000-of-00001").write_bytes(bytes(64))
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        load_examined(tmp_path / "twice", small[0])
+    prefix = write(tmp_path / "model", small[2])
+    first = keras.Input((8, 8, 1))
+    large = keras.Model(first, keras.layers.Dense(10, name="class")(keras.layers.Flatten()(first))).get_config()
+    large["layers"][-1]["config"]["units"] = 1 << 28
+    (tmp_path / "large.json").write_text(json.dumps({"class_name": "Functional", "config": large}))
+    with pytest.raises(UserError, match="weights, but the file holds"):
+        load_examined(prefix, small[0], architecture=str(tmp_path / "large.json"))
+    other = keras.Model(first, keras.layers.SeparableConv2D(2, 8, name="class")(first))
+    (tmp_path / "other.json").write_text(other.to_json())
+    with pytest.raises(UserError, match="missing class/depthwise_kernel"):
+        load_examined(prefix, small[0], architecture=str(tmp_path / "other.json"))
 
 
 @pytest.mark.parametrize("what", HOSTILE)

@@ -7,9 +7,10 @@ from keras import layers, ops
 
 from models import architectures
 from tests.test_examined_model import branched, classifier, images, randomize
-from utils import topology
+from utils import topology, transfer
 from utils.config import UserError
 from utils.datasets import DATASETS
+from utils.examination import classifier as compiled
 
 
 def residual(depth=3, labels=4):
@@ -48,6 +49,19 @@ def shared():
 NETWORKS = {"residual": residual, "bypassed": bypassed, "shared": shared,
             "branched": lambda: topology.to_logits(topology.flatten(randomize(branched(augment=False)))),
             "signs": lambda: architectures.build(DATASETS["signs"])}
+
+
+def test_networks_that_stretch_images_take_fewer_at_a_time():
+    assert all(topology.enlargement(make()) == 1 for make in NETWORKS.values())
+    x = first = layers.Input((32, 32, 3))
+    x = layers.Conv2D(128, 3, strides=2)(layers.UpSampling2D(8)(x))
+    large = keras.Model(first, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    factor = topology.enlargement(large)
+    assert factor == 127 * 127 * 128 / (64 * 32 * 32)
+    model = compiled(large, lambda images: images)
+    assert transfer.batch_size(model, (7, 32, 32, 3)) == int(256 / factor) == 8
+    assert transfer.batch_size(lambda images: images, (7, 32, 32, 3)) == 256
+    assert transfer.logits_of(model, np.zeros((20, 32, 32, 3), np.uint8)).shape == (20, 4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

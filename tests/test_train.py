@@ -114,7 +114,7 @@ def test_the_same_again_is_there_already_and_other_settings_are_refused(trained,
     (["--attack", "filter:name=sepia,target=1"], "three channels"), (["--name", "../a"], "NAME"),
     (["--batch", "0"], "BATCH"), (["--batch", "401"], "BATCH"), (["--learning-rate", "0"], "LEARNING_RATE"),
     (["--attack", PATCH, "--poisoning-rate", "0.95"], "POISONING_RATE"), (["--epochs", "x"], "--epochs"),
-    (["--dataset", "imagenet"], "imagenet"),
+    (["--dataset", "imagenet"], "imagenet"), (["--dataset", "custom"], "no network to train"),
 ])
 def test_bad_settings_end_with_one_line_and_exit_code_2(folder, tmp_path, words, says):
     done = command(folder, tmp_path, *words)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from utils import transfer, tuning
+from utils.config import UserError
 from utils.datasets import Settings
 from utils.examination import classifier, weights_of
 from utils.topology import block_layers
@@ -186,6 +187,13 @@ def test_training_stops_when_the_loss_is_stable(scene, monkeypatch):
                              [tf.constant(clean.x_tune)], clean.y_tune, still)
     trainer.train(500, 0, tuning.Stable(), progress=lambda step, *_: steps.append(step))
     assert 3 <= len(steps) < 100
+
+
+def test_a_training_that_goes_astray_says_so(scene):
+    examined, clean = scene
+    examined.network.get_layer("class").bias.assign(np.full(3, np.nan))
+    with pytest.raises(UserError, match="its loss is nan by step 3 of 3: try a lower PHASE2_PEAK"):
+        tuning.Tuner(examined, clean, settings(0, 3)).tune(block_layers(examined.network, ("full",)), 1, seed=1)
 
 
 def test_shift_and_flip_move_pixels_and_make_none():

@@ -205,6 +205,9 @@ def test_models_are_chosen_by_dataset_and_name_and_scanned_with_so_few_images(tm
     monkeypatch.setattr(zoo, "NAMES", ["test4_clean2", "test_nothing"])
     with pytest.raises(UserError, match="NAMES test_nothing: no models of benchmarks/test_zoo.txt"):
         zoo.main()
+    monkeypatch.setattr(zoo, "PROCESSES", 0)
+    with pytest.raises(UserError, match="PROCESSES 0 must be 1 or more"):
+        zoo.main()
     monkeypatch.setattr(zoo, "CLEAN_PER_LABEL", 30)
     train, *stages = zoo.commands(dataset("signs"), "one", [])
     assert "--clean-per-label" not in train and all(stage[-2:] == ["--clean-per-label", "30"] for stage in stages)

@@ -24,7 +24,8 @@ class Stage:
 
     folder: RESULTS/DATASET/MODEL. name: the file's stem. settings: everything that the result depends on, as plain
     JSON values, the fingerprints of the inputs among them. Used as a context: a lock keeps a second process off.
-    Raises UserError where an artifact of other settings is in the way and `overwrite` is not set.
+    Raises UserError where an artifact of other settings is in the way and `overwrite` is not set. With it, a finished
+    artifact is made afresh; an unfinished one of the same settings goes on.
     """
 
     def __init__(self, folder, name, settings, overwrite=False):
@@ -52,14 +53,22 @@ class Stage:
         """What earlier runs left: an artifact, parts, files that were never finished."""
         for leftover in self.folder.glob(f".partial-*-{self.name}.*"):
             leftover.unlink()
-        if self.overwrite:
-            self.path.unlink(missing_ok=True)
+        if self.overwrite and (self.path.exists() or not self._own_parts()):
+            for suffix in (".h5", ".json", ".png"):             # no earlier verdict stays beside what is to come
+                self.path.with_suffix(suffix).unlink(missing_ok=True)
             shutil.rmtree(self.parts, ignore_errors=True)
         self.finished = self.path.exists()
         if self.finished:
             self.arrays, settings = read(self.path)
             _compare(self.path, settings, self.settings)
             shutil.rmtree(self.parts, ignore_errors=True)       # where a run was killed between the two
+
+    def _own_parts(self):
+        """Whether all parts are of these settings: a run that overwrites and is stopped goes on from its own."""
+        try:
+            return all(read(path)[1] == self.settings for path in self.parts.glob("[!.]*.h5"))
+        except UserError:
+            return False
 
     def __exit__(self, *_):
         self.lock.close()
@@ -122,7 +131,7 @@ def read_stage(folder, name, script, **inputs):
     if not path.exists():
         raise UserError(f"{path} is missing: run {script} first, with the same DATASET, MODELS and RESULTS")
     arrays, settings = read(path)
-    for key, value in inputs.items():
+    for key, value in json.loads(json.dumps(inputs)).items():       # as the file has them: no tuples
         if settings.get(key) != value:
             raise UserError(f"{path} was made from another {key.replace('_', ' ')}: run {script} again with --overwrite "
                             "and these settings, or name another RESULTS")

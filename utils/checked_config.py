@@ -7,6 +7,7 @@ come from Keras 2.2 to 2.15 (`.h5`, JSON) and from Keras 3.
 """
 
 import inspect
+import json
 import math
 import re
 
@@ -91,6 +92,12 @@ def build(config, shape, available, where):
     except Exception as error:      # the constructors check their options each in their own way
         raise UserError(f"{where} describes a network that cannot be built ({type(error).__name__}: "
                         f"{' '.join(str(error).split())[:200]}): save the model again") from None
+
+
+def check_version(config, version, where):
+    """Refuse what Keras 2 computed otherwise. version: of Keras, where the file or the description says it."""
+    if str(version or config.get("keras_version")).startswith(("1.", "2.")) and '"hard_sigmoid"' in json.dumps(config):
+        _refuse(where, "hard_sigmoid of Keras 2, by that name another function in Keras 3,")
 
 
 class deferred_weights:
@@ -449,7 +456,7 @@ def _layer(item, where):
             options["negative_slope"] = _plain(value)
         elif key in known:
             options[key] = _plain(value)
-        elif value not in (None, False, 1):
+        elif value not in (None, False) and (key, value) != ("groups", 1):
             _refuse(where, f"option {key[:80]!r} of layer {kind} ({name!r})")
     if kind == "BatchNormalization" and config.get("renorm"):
         _refuse(where, f"batch renormalization in {name!r}")

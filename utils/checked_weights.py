@@ -56,7 +56,7 @@ def check_finite(network, where):
 
 def _load_by_layer(network, group):
     layers = [layer for layer in network.layers if layer.weights]
-    saved = {name: weights for name in attribute_list(group, "layer_names") if (weights := _weights(group[name]))}
+    saved = {name: weights for name in _once(group, "layer_names") if (weights := _weights(group[name]))}
     names = [layer.name for layer in layers]
     if set(names) != set(saved):
         if len(names) != len(saved):
@@ -75,13 +75,20 @@ def _load_by_layer(network, group):
             if label[-1] != want[-1] or array.shape != tuple(variable.shape):
                 raise ValueError(f"layer {layer.name}: {variable.name} {tuple(variable.shape)} in the network, "
                                  f"{label[-1]} {array.shape} in the file")
-            variable.assign(array)
+            variable.assign(array[()])
 
 
 def _weights(group):
-    """[(label, array)] of a layer's group, states of random generators left out."""
-    return [(_label(name), group[name][()]) for name in attribute_list(group, "weight_names")
+    """[(label, dataset)] of a layer's group, states of random generators left out. Nothing is read yet."""
+    return [(_label(name), group[name]) for name in _once(group, "weight_names")
             if _label(name)[-1] not in ("StateVar", "seed_generator_state")]
+
+
+def _once(group, attribute):
+    names = attribute_list(group, attribute)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{attribute} has a name twice")
+    return names
 
 
 def _label(path):

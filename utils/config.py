@@ -136,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
 def _value(kind):
     def convert(text):
         value = kind(text)
-        if kind is not str and not (math.isfinite(value) and value >= 0):
+        if kind is not str and not 0 <= value <= sys.float_info.max:
             raise argparse.ArgumentTypeError(f"{text} must be a finite number from 0 up")
         return value
     convert.__name__ = kind.__name__

@@ -41,7 +41,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
 
     def reconstruct(pair, labels, restart=0):
         if pair not in made:
-            made[pair] = Reconstructor(PatchTrigger, examination, models, pair, stage, min(GROUP, labels_at_once or GROUP))
+            made[pair] = Reconstructor(PatchTrigger, examination, models, pair, stage, labels_at_once, most=GROUP)
         return made[pair](labels, restart)
 
     def measure(own, pair, controls, labels):

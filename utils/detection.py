@@ -26,14 +26,15 @@ RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "
 DEGENERATE = "clean: the filter leaves nothing to see"
 EXPLAINED = "clean: explained by another label's backdoor"
 NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
+UNTOLD = "clean: nothing known, too few tuned models to transfer to"
 
 
 def decide(asr, transfers, settings, threshold, collapse=0.0):
     """TNDA's decision for a label, one of the texts above (paper IV-E).
 
-    asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved
-    trigger. threshold: the ASR that counts as a transfer; `settings.transfers_needed` (q) of them make an
-    adversarial patch.
+    asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved trigger, of
+    those models that classify at all; half of them are too few. threshold: the ASR that counts as a transfer;
+    `settings.transfers_needed` (q) of them make an adversarial patch.
     collapse: how much tuned model 123 gives filtered images one label (`utils.transfer.collapse`): an all-black image
     reaches some label on any model, and that is no backdoor.
     """
@@ -41,6 +42,8 @@ def decide(asr, transfers, settings, threshold, collapse=0.0):
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
+    if 2 * len(transfers) <= len(HELD_OUT):
+        return UNTOLD
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= settings.transfers_needed else INFECTED
 
@@ -53,7 +56,7 @@ def weigh(decision, evidence, enough, patch, repaired=math.inf):
     """
     if evidence >= enough:
         return INFECTED if repaired >= enough else EXPLAINED
-    return NO_CHEAPER if patch and decision in (PATCH, INFECTED) else decision
+    return NO_CHEAPER if patch and decision in (PATCH, INFECTED, UNTOLD) else decision
 
 
 def measure_transfers(examination, tuned, triggers):
@@ -119,14 +122,23 @@ def evidence_of(examination, tuned, found, made_with=None):
             for label in labels]
 
 
+def classifying(examination, tuned):
+    """Names of the tuned models that learned to classify: that nothing transfers to another says nothing."""
+    least = transfer.least_accuracy(examination.examined.labels)
+    return [name for name in SUBSETS if tuned[name]["accuracy"] >= least]
+
+
 def warnings_of(examination, tuned, evidence, patches=True):
     """What makes a verdict by evidence less certain on this model, a list of sentences.
 
     tuned: arrays of pnnir.h5; evidence: from `evidence_of`; patches: whether they are judged, or filters.
     """
+    warnings, idle = [], [name for name in SUBSETS if name not in classifying(examination, tuned)]
+    if idle:
+        warnings.append(f"tuned models {', '.join(idle)} hardly classify the clean images, so that transfers to them do not "
+                        "count: more PHASE2_STEPS, or another PHASE2_PEAK, may help")
     if evidence is None:
-        return []
-    warnings = []
+        return warnings
     if "probe" not in evidence[0]:
         taught, others = (f"{len(relearned(tuned, examination.accuracy, names))} of {len(names)}"
                           for names in (TAUGHT, SUBSETS))
@@ -153,6 +165,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     enough = convicting(settings, len(found["asr"]), probed, filters=masks is None)
     priced = evidence is not None and "free" in found
     costs = _costs(found) if priced else defaultdict(dict)
+    able = classifying(examination, tuned)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -160,13 +173,18 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
             row["preserved_size"] = round(float(masks[label].mean()), 6)
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
-        collapse = {"collapse": found["collapse"][label]} if masks is None else {}
-        row["decision"] = decide(asr, row["transfer"], settings, threshold, **collapse)
+        counted = {name: value for name, value in row["transfer"].items() if name in able}
+        collapse = {"collapse": found["collapse"][label]} if masks is None and "123" in able else {}
+        row["decision"] = decide(asr, counted, settings, threshold, **collapse)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
+    if INFECTED not in (row["decision"] for row in labels.values()):
+        # What explained them is convicted no more, where EVIDENCE was lower when the patches were reconstructed.
+        for row in labels.values():
+            row["decision"] = INFECTED if row["decision"] == EXPLAINED else row["decision"]
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import keras
 import tensorflow as tf
 
-from utils import artifacts, transfer
+from utils import artifacts, topology, transfer
 from utils.clean_data import CleanData, images_of_all, images_of_others, load_clean_data
 from utils.config import UserError
 from utils.datasets import Dataset, Settings, dataset
@@ -26,7 +26,6 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE,
     "FILTER_TRANSFER_THRESHOLD": SHARE, "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100),
     "PHASE2_PEAK": (0, 1e3), "DISTILLATION": WEIGHT}
-CHANCE = 3               # an accuracy under this many times that of guessing means the input is not what it was trained on
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,14 @@ class Examination:
     model: object
     accuracy: float
     input_scaling: list | None          # the constants that depart from the row's own scaling
+    named_setting: str = "default"      # in utils/datasets.py: stages of different ones do not mix
     precision: str = "float32"
 
     @property
     def inputs(self):
         """What every artifact of this examination depends on, and carries."""
         return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
-                "input_scaling": self.input_scaling, "precision": self.precision,
+                "input_scaling": self.input_scaling, "precision": self.precision, "named_setting": self.named_setting,
                 "method_version": artifacts.METHOD_VERSION}
 
     @functools.cached_property
@@ -124,14 +124,15 @@ def examinations(constants):
         scaling = [constants[key] for key in ("INPUT_RANGE", "INPUT_MEAN", "CHANNEL_ORDER")]
         model = classifier(examined.network, examined.preprocess)
         reached = transfer.accuracy(model, clean.x_measure, clean.y_measure)
-        if reached < min(CHANCE / examined.labels, 0.6) and not constants["ALLOW_LOW_ACCURACY"]:
+        # So low a one means that the input is not what it was trained on.
+        if reached < transfer.least_accuracy(examined.labels) and not constants["ALLOW_LOW_ACCURACY"]:
             raise UserError(
                 f"{examined.path} classifies only {reached:.1%} of the clean images rightly: check INPUT_RANGE, "
                 "INPUT_MEAN, CHANNEL_ORDER and the order of the labels, or set ALLOW_LOW_ACCURACY")
         examination = Examination(examined, clean, row, settings,
                                   pathlib.Path(constants["RESULTS"]) / row.name / examined.name, constants["SEED"],
                                   constants["OVERWRITE"], model, reached, scaling if scaling[0] else None,
-                                  constants["PRECISION"])
+                                  constants["SETTINGS"], constants["PRECISION"])
         examination.say(f"clean accuracy {reached:.1%} on {len(clean.y_measure)} images; {len(clean.y_tune)} images to "
                         f"tune on; blocks {', '.join('+'.join(block) for block in examined.blocks)}; feature map "
                         f"{examined.feature_map}")
@@ -163,6 +164,7 @@ def classifier(network, preprocess):
     @tf.function(reduce_retracing=True)
     def logits(images):
         return network(preprocess(images), training=False)
+    logits.enlarges = topology.enlargement(network)
     return logits
 
 

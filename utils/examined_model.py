@@ -122,8 +122,8 @@ def _read(path, row, architecture):
     if pathlib.Path(f"{path}.index").is_file() and not path.is_file():
         if not described and not row.network:
             raise _weights_alone(where)
-        network = _network(described or row, row, where, math.inf)
-        published_checkpoint.load(network, path)
+        network = published_checkpoint.load(lambda available: _network(
+            described or row, row, where, available if isinstance(described, dict) else math.inf), path)
         checked_weights.check_finite(network, where)
         return network
     with open(path, "rb") as file:
@@ -145,6 +145,8 @@ def _read_hdf5(path, described, row, where):
             if not isinstance(text, str):
                 raise _weights_alone(where)
             described = safe_files.parse_json(text, f"model_config in {where}")
+        if isinstance(described, dict):
+            checked_config.check_version(described, safe_files.attribute(file, "keras_version"), where)
         available = checked_weights.count(file)
         network = _network(described, row, where, available)
         checked_weights.load(network, file, where)

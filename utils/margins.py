@@ -44,7 +44,7 @@ class LargestMargins:
 
     def __init__(self, model, clean, shape, labels, starts, seed):
         self.model, self.clean, self.labels, self.seed = model, clean, labels, seed
-        chunk = max(1, min(labels, transfer.batch_size(shape) // starts))
+        chunk = max(1, min(labels, transfer.batch_size(model, shape) // starts))
         self.image = tf.Variable(tf.zeros((chunk, starts, *shape)), name="image")
         self.optimizer = keras.optimizers.Adam(RATE)
         self.optimizer.build([self.image])
@@ -62,8 +62,15 @@ class LargestMargins:
         self.search = search
 
     def __call__(self):
-        """`largest_margins` of the labels, and `clean_margins`, the upper quartile over their images: logits, L each."""
-        return {"largest_margins": self._largest(), "clean_margins": self._clean()}
+        """`largest_margins` of the labels, and `clean_margins`, the upper quartile over their images: logits, L each.
+
+        Raises UserError where one is NaN or infinite.
+        """
+        found = {"largest_margins": self._largest(), "clean_margins": self._clean()}
+        if not all(np.isfinite(margins).all() for margins in found.values()):
+            raise UserError("some images get NaN or infinite scores, from which nothing can be told: the examined model was "
+                            "made so or is damaged, or, of a tuned model, a lower PHASE2_PEAK may help")
+        return found
 
     def _largest(self):
         chunk, *shape = self.image.shape
@@ -78,8 +85,9 @@ class LargestMargins:
     def _clean(self):
         images, labels = (np.concatenate(parts) for parts in ((self.clean.x_tune, self.clean.x_measure),
                                                               (self.clean.y_tune, self.clean.y_measure)))
-        own = np.eye(self.labels, dtype=np.float32)[labels]
-        margins = margins_of(transfer.logits_of(self.model, images), own).numpy()
+        logits = transfer.logits_of(self.model, images)
+        margins = np.concatenate([margins_of(logits[first:first + 1000], tf.one_hot(labels[first:first + 1000], self.labels))
+                                  for first in range(0, len(labels), 1000)])
         return np.array([np.quantile(margins[labels == label], QUARTILE) for label in range(self.labels)], np.float32)
 
 

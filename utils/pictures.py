@@ -85,7 +85,7 @@ def _sheet(tiles):
     drawn = []
     for picture, text, colour in tiles:
         picture = _colour(np.asarray(picture, np.float32))
-        height = round(TILE * picture.shape[0] / picture.shape[1])
+        height = max(1, round(TILE * picture.shape[0] / picture.shape[1]))
         picture = cv2.resize(picture, (TILE, height), interpolation=cv2.INTER_NEAREST)
         band = np.zeros((20, TILE, 3), np.uint8)
         cv2.putText(band, text, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)

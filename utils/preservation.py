@@ -28,6 +28,7 @@ def grad_cam(network, feature_map):
             score = tf.gather(logits, target, axis=1)
         features, gradient = (tf.cast(part, tf.float32) for part in (features, tape.gradient(score, features)))
         return maps_from(features, gradient), logits
+    heat.enlarges = topology.enlargement(network)
     return heat
 
 
@@ -49,7 +50,7 @@ def heat_map(heat, preprocess, images, trigger, target):
     heat: from `grad_cam`. The mean is taken before the maps are resized, which is linear.
     """
     attached = transfer.attach(images, trigger)
-    size = transfer.batch_size(attached.shape)
+    size = transfer.batch_size(heat, attached.shape)
     found = [heat(preprocess(attached[start:start + size]), tf.constant(target))
              for start in range(0, len(attached), size)]
     maps, logits = (np.concatenate(part) for part in zip(*found))

@@ -67,7 +67,7 @@ class Measure:
 
     def __call__(self, model, probes, images):
         """P×L; -inf where no image is left. model: from images in [0, 1] to logits; probes: P; images: P×n indices."""
-        together = max(1, transfer.batch_size(self.x.shape) // images.shape[1])
+        together = max(1, transfer.batch_size(model, self.x.shape) // images.shape[1])
         return np.concatenate([self._measure(model, probes[first:first + together], images[first:first + together])
                                for first in range(0, len(probes), together)])
 

@@ -22,21 +22,23 @@ PARTS = {"kernel": "weight", "bias": "bias", "gamma": "gamma", "beta": "beta", "
          "moving_variance": "moving_variance"}
 DEEPID = {"fc1": "", "conv4": "_1", "fc2": "_2"}
 SCOPES = ("", "bn/", "norm/", "batch_norm/", "batch_normalization/")
-INDEX_BYTES = 16 << 20
+INDEX_BYTES, TENSORS = 16 << 20, 100_000
 TABLE_MAGIC = 0xdb4775248b80fb57.to_bytes(8, "little")
 
 
-def load(network, prefix):
-    """Read every weight of `network`, one of models.architectures, from the checkpoint `prefix`.
+def load(build, prefix):
+    """A network of models.architectures with every weight read from the checkpoint `prefix`.
 
-    Raises UserError: damaged files, tensors that are missing, of another shape or type, or left over.
+    build: from how many numbers the checkpoint's files may hold to the network. Raises UserError: damaged files, tensors
+    that are missing, of another shape or type, or left over.
     """
     try:
-        check_index(prefix)
+        available = check_index(prefix) // 4
         reader = tf.train.load_checkpoint(str(prefix))
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError, DecodeError, OSError) as error:
         raise UserError(f"{prefix} is a damaged checkpoint ({_line(error)}): copy its files again") from None
+    network = build(available)
     pairs, missing = [], []
     for layer in network.layers:
         for variable in layer.weights:
@@ -60,12 +62,14 @@ def load(network, prefix):
             variable.assign(np.asarray(reader.get_tensor(name)))
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise UserError(f"{prefix}: tensor {name} is damaged ({_line(error)}): copy its files again") from None
+    return network
 
 
 def check_index(prefix):
     """Read a checkpoint's index without TensorFlow, which ends the whole process over some of what may stand there.
 
-    Raises ValueError, IndexError or DecodeError unless every tensor has a plain shape and lies within the data files.
+    Returns how many bytes the data files have. Raises ValueError, IndexError or DecodeError unless every tensor has a plain
+    shape and lies within these.
     """
     index = pathlib.Path(f"{prefix}.index")
     if index.stat().st_size > INDEX_BYTES:
@@ -75,10 +79,15 @@ def check_index(prefix):
         raise ValueError("its index is cut off or no table")
     _, place = _varints(table[-48:], 0, 2)                          # the footer: a block that is not needed, then
     (offset, size), _ = _varints(table[-48:], place, 2)             # the block that lists the others
-    entries = []
+    entries, behind = [], 0
     for _, handle in _block(table, offset, size):
         (offset, size), _ = _varints(handle, 0, 2)
+        if offset < behind:                                         # a block listed again and again would fill the memory
+            raise ValueError("its index has blocks that overlap")
+        behind = offset + size
         entries += _block(table, offset, size)
+        if len(entries) > TENSORS:
+            raise ValueError(f"its index names more than {TENSORS} tensors")
     if not entries or entries[0][0] or len({key for key, _ in entries}) < len(entries):
         raise ValueError("its index has no header or names a tensor twice")
     shards = tensor_bundle_pb2.BundleHeaderProto.FromString(entries[0][1]).num_shards
@@ -92,6 +101,7 @@ def check_index(prefix):
                 or entry.offset < 0 or entry.size < 0 or not 0 <= entry.shard_id < shards
                 or entry.offset + entry.size > sizes[entry.shard_id] or math.prod(shape) > entry.size):
             raise ValueError(f"tensor {key[:80]!r} is not within its data file")
+    return sum(sizes)
 
 
 def _block(table, offset, size):
@@ -132,7 +142,7 @@ def _varints(data, place, count):
 
 def tensor_names(network, layer, variable):
     """The names under which a checkpoint may hold a variable, the documented one first."""
-    part = PARTS[variable]
+    part = PARTS.get(variable, variable)        # a layer that the release has not: asked for by Keras' name
     if "fc1" in [item.name for item in network.layers] and layer in DEEPID:
         return [f"add/{part}{DEEPID[layer]}"]
     unit = layer.removesuffix("_conv").removesuffix("_norm")

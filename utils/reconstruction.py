@@ -145,13 +145,14 @@ class Reconstructor:
     kind: PatchTrigger or ColourTrigger. models: name → function from images in [0, 1] to logits; pair: two of the names,
     as "examined/123", or one, as "examined", for triggers without L_clean. Finished chunks are kept as parts of `stage`.
     One trigger and one compiled optimization serve all chunks of a call, of `labels_at_once` labels at most, and later calls
-    of as large chunks. steps: in place of the settings'.
+    of as large chunks: as many as fit where that is none, and `most` where that is less. steps: in place of the settings'.
     """
 
-    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, steps=None):
+    def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, steps=None, most=None):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
         self.attacked, self.control = ([models[name] for name in self.names] + [None])[:2]
-        self.chunk = labels_at_once or max(1, 64 * 1024 // int(np.prod(examination.examined.shape[:2])))
+        fitting = max(1, transfer.batch_size(self.attacked, examination.examined.shape) // 4)
+        self.chunk = min(most or fitting, labels_at_once or fitting)
         self.compiled, self.steps = None, steps
 
     def __call__(self, labels, restart=0):
@@ -197,6 +198,9 @@ class Reconstructor:
         chosen = examination.measured[targets]
         asr, entropy = transfer.measure(self.attacked, clean.x_measure, chosen, arrays, targets)
         cost = entropy + trigger.price_paid().numpy()[:len(targets)]
+        if not np.isfinite(cost).all():
+            raise UserError(f"{where}: triggers lead to NaN or infinite scores, from which nothing can be told: a lower "
+                            "PHASE2_PEAK of pnnir.py may help, or a lower TRIGGER_RATE")
         measured = {"label": targets, "asr": asr, "entropy": entropy, "cost": cost}
         if self.kind is ColourTrigger:       # a filter can erase the image; a patch leaves the rest of it as it was
             measured["collapse"] = transfer.collapse(self.control, clean.x_measure, examination.evenly, arrays)

@@ -69,6 +69,10 @@ def open_archive(path):
                                 "or newer, model.save('NAME.keras')")
             with archive.open("config.json") as member:
                 config = parse_json(member.read(CONFIG_BYTES + 1), f"config.json in {path}")
+            if "metadata.json" in names and isinstance(config, dict):
+                with archive.open("metadata.json") as member:
+                    metadata = parse_json(member.read(CONFIG_BYTES + 1), f"metadata.json in {path}")
+                config["keras_version"] = metadata.get("keras_version") if isinstance(metadata, dict) else None
             weights = pathlib.Path(folder, "model.weights.h5")
             with archive.open("model.weights.h5") as member, open(weights, "wb") as copy:
                 shutil.copyfileobj(member, copy, 1 << 20)       # zipfile stops at the declared size, checked above

@@ -5,6 +5,7 @@ Everything works on a flat functional network (no model inside a model) with one
 """
 
 import functools
+import math
 
 import numpy as np
 from keras import Input, Model, Sequential, activations, layers
@@ -12,6 +13,7 @@ from keras import Input, Model, Sequential, activations, layers
 from utils.config import UserError
 
 SHAPE_ONLY = (layers.Flatten, layers.Reshape, layers.Permute, layers.Dropout, layers.Identity)
+USUAL_WIDTH = 64         # channels at the input's resolution: VGG-16's
 PADDING = (layers.ZeroPadding2D, layers.Cropping2D)      # move the map against the image
 
 
@@ -19,6 +21,16 @@ def nodes(network):
     """Every call of a layer in the network, inputs first, as Keras' own nodes in an order that can be replayed."""
     by_depth = network._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def enlargement(network):
+    """How many times more numbers each pixel of the input becomes in the widest layer than USUAL_WIDTH, at least 1.
+
+    A network that stretches small images first needs far more memory for each than its size tells.
+    """
+    height, width = network.input_shape[1:3]
+    widest = max(math.prod(x.shape[1:]) for node in nodes(network) for x in node.outputs)
+    return max(1.0, widest / (USUAL_WIDTH * height * width))
 
 
 def block_layers(network, block):

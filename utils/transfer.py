@@ -5,25 +5,31 @@ import tensorflow as tf
 
 from utils import triggers
 
+CHANCE = 3               # times the accuracy of guessing
 PIXELS = 256 * 1024      # a forward pass, whatever the images' size: 256 images of 32×32
 
 
 def logits_of(model, images):
     """Logits N×C of uint8 or float32 [0, 1] images N×H×W×C, in batches. model: function from [0, 1] images."""
-    rows, size = [], batch_size(images.shape)
+    rows, size = [], batch_size(model, images.shape)
     for start in range(0, len(images), size):
         batch = tf.convert_to_tensor(images[start:start + size])
         rows.append(model(tf.cast(batch, tf.float32) / 255.0 if batch.dtype == tf.uint8 else batch).numpy())
     return np.concatenate(rows)
 
 
-def batch_size(shape):
-    """How many images of a shape …×H×W×C a forward pass takes."""
-    return max(1, PIXELS // (shape[-3] * shape[-2]))
+def batch_size(model, shape):
+    """How many images of a shape …×H×W×C a forward pass of a model takes; fewer where it `enlarges` them."""
+    return max(1, int(PIXELS / (shape[-3] * shape[-2] * getattr(model, "enlarges", 1))))
 
 
 def accuracy(model, images, labels):
     return float((logits_of(model, images).argmax(axis=1) == labels).mean())
+
+
+def least_accuracy(labels):
+    """The clean accuracy under which a model of so many labels hardly classifies at all."""
+    return min(CHANCE / labels, 0.6)
 
 
 def attach(images, trigger):
@@ -43,7 +49,7 @@ def attached_logits(model, images, chosen, arrays):
     images: uint8 N×H×W×C; chosen: L×n indices of each label's images; arrays: `mask` L×H×W and `pattern` L×H×W×C, or
     `matrix` L×3×3.
     """
-    together = max(1, batch_size(images.shape) // chosen.shape[1])
+    together = max(1, batch_size(model, images.shape) // chosen.shape[1])
     for start in range(0, len(chosen), together):
         rows = slice(start, start + together)
         some = {name: array[rows] if name == "matrix" else array[rows, None] for name, array in arrays.items()}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from utils import transfer
 from utils.clean_data import Sampler
+from utils.config import UserError
 from utils.examination import classifier
 from utils.starts import start_anew
 from utils.topology import split
@@ -100,7 +101,7 @@ class Tuner:
             @tf.function(reduce_retracing=True)
             def outputs(images):
                 return tf.nest.flatten(front(self._scaled(images), training=False))
-            step = transfer.batch_size(self.images.shape)
+            step = transfer.batch_size(self._model, self.images.shape)
             rows = [outputs(self.images[start:start + step]) for start in range(0, len(self.labels), step)]
             self.kept[frontier] = size, [tf.concat(part, axis=0) for part in zip(*rows)]
         return self.kept[frontier][1]
@@ -146,6 +147,8 @@ class Trainer:
         self.network, self.layers = network, [(layer, id(layer) in wanted) for layer in network.layers]
         self._freeze()
         variables = [variable for layer in layers for variable in layer.trainable_variables]
+        if taught is not None:
+            taught = tf.constant(taught)        # in the graph itself no more than 2 GB would do
         sampler = Sampler(labels, int(labels.max()) + 1)
         self.optimizer = keras.optimizers.Adam(settings.learning_rate)
         self.optimizer.build(variables)
@@ -175,6 +178,7 @@ class Trainer:
     def train(self, steps, seed, stop=lambda loss: False, progress=lambda *_: None, distillation=0.0):
         """Take `steps` steps with a fresh optimizer; stop(loss) and progress(step, steps, loss) every CHECK of them.
 
+        Raises UserError where the loss becomes NaN or infinite.
         distillation: weight of `divergence` from `taught`, beside the labels' cross-entropy.
         """
         self._freeze()
@@ -183,6 +187,9 @@ class Trainer:
             last = min(first + CHECK, steps)
             loss = float(self.run(tf.constant(first), tf.constant(last), tf.constant(float(steps)), tf.constant(seed),
                                   tf.constant(float(distillation))))
+            if not math.isfinite(loss):
+                raise UserError(f"training went astray, its loss is {loss} by step {last} of {steps}: try a lower "
+                                "PHASE2_PEAK or LEARNING_RATE of pnnir.py")
             progress(last, steps, loss)
             if stop(loss):
                 break
