@@ -139,7 +139,7 @@ def read_stage(folder, name, script, **inputs):
 
 
 def _compare(path, old, new):
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "named_setting", key)):     # others come of this one
         if old.get(key) != new.get(key):
             raise UserError(f"{path} was made with other settings ({key} was {_short(old.get(key))}, is "
                             f"{_short(new.get(key))}): go back to those, add --overwrite, or name another RESULTS")
