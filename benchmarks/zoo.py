@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def read_zoo(path):
         raise UserError(f"ZOO {path} cannot be read: {error.strerror}") from error
     models = []
     for number, line in enumerate(lines, 1):
-        words = shlex.split(line, comments=True)
+        words = shlex.split(re.sub(r"(^|\s)#.*", "", line))         # a colour in a word, #00ffff, is no comment
         if not words:
             continue
         if len(words) < 2 or words[1].startswith("-"):

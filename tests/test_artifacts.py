@@ -90,6 +90,11 @@ def test_reading_a_stage_names_the_script_that_is_missing_or_stale(tmp_path):
     arrays, settings, fingerprint = artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc",
                                                          blocks=[("conv4",), ("full",)])      # no tuples in the file
     assert len(fingerprint) == 64
+    with pytest.raises(UserError, match="was made by an earlier version: run pnnir.py again with --overwrite"):
+        artifacts.read_stage(tmp_path, "stage", "pnnir.py", model="abc", later=1)
+    for other in (SETTINGS | {"later": 1}, SETTINGS | {"method_version": 1}):
+        with pytest.raises(UserError, match="another version of this stage: add --overwrite"):
+            artifacts.Stage(tmp_path, "stage", other).__enter__()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "text", "empty"])

@@ -35,6 +35,8 @@ def test_q_counts_the_tuned_models_that_are_reached():
     two = replace(TNDA, transfers_needed=2)
     assert decide(0.9, table(0.9, 0, 0, 0, 0, 0), two, 0.2) == INFECTED
     assert decide(0.9, table(0.9, 0, 0, 0.2, 0, 0), two, 0.2) == PATCH
+    five = dict(list(table(1, 1, 1, 1, 1, 1).items())[:5])
+    assert decide(0.9, five, replace(TNDA, transfers_needed=6), 0.2) == PATCH, "it transfers to all there are"
 
 
 def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():

@@ -268,6 +268,14 @@ def test_a_filter_that_leaves_two_labels_apart_has_not_erased_the_images():
     assert len(uneven) == 9
 
 
+@pytest.mark.parametrize("labels_at_once, most, chunk", [(None, None, 64), (200, None, 200), (8, None, 8), (None, 6, 6),
+                                                         (200, 6, 6), (2, 6, 2)])
+def test_how_many_labels_are_optimized_together(labels_at_once, most, chunk):
+    examination = SimpleNamespace(examined=SimpleNamespace(shape=(32, 32, 3)))
+    assert Reconstructor(PatchTrigger, examination, {"examined": None}, "examined", None, labels_at_once,
+                         most=most).chunk == chunk
+
+
 def test_the_release_carries_adam_from_label_to_label(scene):
     """A later label's result depends on the labels before it, unless Adam is fresh."""
     attacked, control, images, labels = scene
@@ -283,6 +291,9 @@ def test_the_release_carries_adam_from_label_to_label(scene):
             reconstruct = Reconstructor(PatchTrigger, examination, {"examined": attacked, "123": control}, "examined/123",
                                         stage, 1)
             results[kept, len(asked)] = reconstruct(asked)["pattern"][-1]
+            done = len(parts)
+            np.testing.assert_array_equal(reconstruct(asked)["pattern"][-1], results[kept, len(asked)])
+            del parts[done:]                                    # Adam carries nothing from call to call
     assert parts == [key_of("examined-123", asked) for asked in ([0, 2], [2], [0], [2], [2])]
     np.testing.assert_allclose(results[False, 2], results[False, 1], atol=1e-5)
     assert np.abs(results[True, 2] - results[True, 1]).max() > 0.05

@@ -17,14 +17,16 @@ from utils.tuning import TAUGHT
 @pytest.fixture
 def convicted(monkeypatch):
     """The evidence that labels keep, given what they have and what they have on each repaired model."""
-    def kept(evidence, without, transfers=None, **settings):
+    def kept(evidence, without, transfers=None, idle=0, **settings):
         monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
         monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None})
         monkeypatch.setattr(repair, "sureness_of", lambda factors: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
         monkeypatch.setattr(repair, "measure_transfers", lambda examination, tuned, arrays: np.tile(
-            np.zeros(len(evidence)) if transfers is None else transfers, (6, 1)).T)
+            np.zeros(len(evidence)) if transfers is None else transfers, (6, 1)).T * (np.arange(6) >= idle)
+            + np.eye(len(evidence))[0][:, None] * (np.arange(6) < idle))
+        monkeypatch.setattr(repair, "classifying", lambda examination, tuned: repair.HELD_OUT[idle:])
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
         return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, stage)
     stage = SimpleNamespace(part=lambda key, compute: compute())
@@ -53,6 +55,8 @@ def test_of_labels_about_as_sure_the_one_that_transfers_least_is_the_backdoors(c
     np.testing.assert_array_equal(convicted([4.0, 1.0, 9.0], {(2,): [1.5, 9, 9]}, [0.0, 0.0, 0.2]), [1.5, nan, nan])
     np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [nan, nan, 0.2]), [1.5, nan, nan])
     np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [nan, nan, nan]), [1.5, nan, nan])
+    # Models that do not classify give all images label 0, whose patch seems to transfer to them.
+    np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], without, [0.01, 0.0, 0.2], idle=3), [nan, nan, 2.0])
 
 
 def test_no_steps_no_repair(convicted):

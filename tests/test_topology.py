@@ -105,6 +105,7 @@ def test_last_three_stages():
     assert topology.default_blocks(residual(depth=1))[0] == ("stem_conv", "stem_norm")
     assert topology.default_blocks(architectures.build(DATASETS["signs"])) == (("conv6",), ("full",), ("class",))
     assert topology.default_blocks(topology.flatten(classifier())) == (("a",), ("b",), ("c",))
+    assert topology.default_blocks(shared()) == (("again",), ("middle",), ("end",))
     with pytest.raises(UserError, match="2 stages"):
         topology.default_blocks(topology.flatten(keras.Sequential([
             layers.Input((4, 4, 1)), layers.Conv2D(1, 2), layers.Flatten(), layers.Dense(2)])))

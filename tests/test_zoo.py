@@ -29,6 +29,12 @@ def test_a_faulty_line_is_named(tmp_path, text):
         zoo.read_zoo(path)
 
 
+def test_a_colour_is_no_comment(tmp_path):
+    path = tmp_path / "zoo.txt"
+    path.write_text("# signs old\nsigns one --attack patch:target=3,colour=#00ffff --seed 7 # a remark\n")
+    assert zoo.read_zoo(path) == [("signs", "one", ["--attack", "patch:target=3,colour=#00ffff", "--seed", "7"])]
+
+
 def test_a_model_runs_the_stages_that_its_triggers_ask_for():
     def scripts(name, *flags):
         return [command[0] for command in zoo.commands(dataset(name), "one", flags)][1:-1]

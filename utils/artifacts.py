@@ -132,14 +132,19 @@ def read_stage(folder, name, script, **inputs):
         raise UserError(f"{path} is missing: run {script} first, with the same DATASET, MODELS and RESULTS")
     arrays, settings = read(path)
     for key, value in json.loads(json.dumps(inputs)).items():       # as the file has them: no tuples
-        if settings.get(key) != value:
+        if key not in settings:
+            raise UserError(f"{path} was made by an earlier version: run {script} again with --overwrite, or name another "
+                            "RESULTS")
+        if settings[key] != value:
             raise UserError(f"{path} was made from another {key.replace('_', ' ')}: run {script} again with --overwrite "
                             "and these settings, or name another RESULTS")
     return arrays, settings, _fingerprint(plain(arrays), settings)
 
 
 def _compare(path, old, new):
-    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "named_setting", key)):     # others come of this one
+    if old.keys() != new.keys() or old.get("method_version") != new.get("method_version"):
+        raise UserError(f"{path} was made by another version of this stage: add --overwrite, or name another RESULTS")
+    for key in sorted(new, key=lambda key: (key != "named_setting", key)):      # what else differs comes of this one
         if old.get(key) != new.get(key):
             raise UserError(f"{path} was made with other settings ({key} was {_short(old.get(key))}, is "
                             f"{_short(new.get(key))}): go back to those, add --overwrite, or name another RESULTS")

@@ -45,7 +45,7 @@ def decide(asr, transfers, settings, threshold, collapse=0.0):
     if 2 * len(transfers) <= len(HELD_OUT):
         return UNTOLD
     reached = sum(value >= threshold for value in transfers.values())
-    return PATCH if reached >= settings.transfers_needed else INFECTED
+    return PATCH if reached >= min(settings.transfers_needed, len(transfers)) else INFECTED
 
 
 def weigh(decision, evidence, enough, patch, repaired=math.inf):

@@ -122,6 +122,8 @@ def _read(path, row, architecture):
     if pathlib.Path(f"{path}.index").is_file() and not path.is_file():
         if not described and not row.network:
             raise _weights_alone(where)
+        if isinstance(described, dict):
+            checked_config.check_version(described, None, where)
         network = published_checkpoint.load(lambda available: _network(
             described or row, row, where, available if isinstance(described, dict) else math.inf), path)
         checked_weights.check_finite(network, where)

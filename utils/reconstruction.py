@@ -151,8 +151,8 @@ class Reconstructor:
     def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, steps=None, most=None):
         self.kind, self.examination, self.stage, self.names = kind, examination, stage, pair.split("/")
         self.attacked, self.control = ([models[name] for name in self.names] + [None])[:2]
-        fitting = max(1, transfer.batch_size(self.attacked, examination.examined.shape) // 4)
-        self.chunk = min(most or fitting, labels_at_once or fitting)
+        fitting = labels_at_once or max(1, transfer.batch_size(self.attacked, examination.examined.shape) // 4)
+        self.chunk = min(fitting, most or fitting)
         self.compiled, self.steps = None, steps
 
     def __call__(self, labels, restart=0):
@@ -164,6 +164,7 @@ class Reconstructor:
         """
         labels = list(map(int, labels))
         if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
+            self.compiled = None
             return self.stage.part(self._key(labels, restart),
                                    lambda: _joined([self._make(np.array([label]), 1, restart) for label in labels]))
         chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
-from utils.detection import measure_transfers
+from utils.detection import HELD_OUT, classifying, measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
@@ -57,8 +57,10 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
 
 
 def mean_transfers(examination, tuned, arrays):
-    """Each label's ASR on the tuned models but 123, the mean over them, L; infinite for patterns that are random."""
-    return np.nan_to_num(measure_transfers(examination, tuned, arrays).mean(axis=1), nan=np.inf)
+    """Each label's ASR on the tuned models but 123 that classify, the mean over them, L; infinite for random patterns."""
+    counted = np.isin(HELD_OUT, classifying(examination, tuned))
+    transfers = measure_transfers(examination, tuned, arrays)[:, counted if counted.any() else slice(None)]
+    return np.nan_to_num(transfers.mean(axis=1), nan=np.inf)
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):

@@ -182,8 +182,9 @@ def default_blocks(network):
     last_use[id(network.outputs[0])] = len(order)
     stages, stage, alive = [], [], set()
     for place, node in enumerate(order):
-        stage += [] if node.is_input else [layer for layer in [node.operation] if _trainable(layer) and (
-            layer not in stage)]
+        # A layer that is called again belongs to the stage of its first call.
+        if not node.is_input and _trainable(node.operation) and node.operation not in sum(stages, stage):
+            stage = stage + [node.operation]
         alive = {x for x in alive | {id(x) for x in node.outputs} if last_use.get(x, -1) > place}
         if len(alive) == 1 and stage:
             if stages and all(len(weight.shape) < 2 for layer in stage for weight in layer.weights):
