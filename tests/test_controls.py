@@ -22,7 +22,7 @@ def measured(monkeypatch):
     calls = []
 
     class Made:
-        def __init__(self, kind, examination, models, pair, stage, chunk=None):
+        def __init__(self, kind, examination, models, pair, stage, labels_at_once=None, most=None):
             self.pair = pair
 
         def __call__(self, labels, restart=0):
