@@ -58,7 +58,8 @@ def test_more_labels_ask_for_more_evidence():
 
 
 def examination(settings):
-    return SimpleNamespace(settings=settings, accuracy=0.9, examined=SimpleNamespace(labels=3), say=lambda text: None)
+    return SimpleNamespace(settings=settings, accuracy=0.9, examined=SimpleNamespace(labels=3, name="b"),
+                           row=SimpleNamespace(name="a"), seed=0, say=lambda text: None)
 
 
 def test_evidence_is_of_price_margin_and_probes():
@@ -147,8 +148,6 @@ def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
     found = {"asr": np.ones(3), "matrix": np.zeros((3, 3, 3)), "collapse": np.array([1.0, 0, 0])}
     stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
     scene = examination(replace(TNDA, filter_random_threshold=0.9))
-    scene = SimpleNamespace(**vars(scene) | {"row": SimpleNamespace(name="a"), "seed": 0})
-    scene.examined.name = "b"
 
     def decisions(**dead):
         verdict = report(scene, stage, {name: {"accuracy": dead.get("m" + name, 0.9)} for name in tuned}, found,
@@ -170,8 +169,6 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     found = {"asr": one, "mask": np.zeros((3, 2, 2)), "label": labels, "cost": one, "free": {"label": labels, "cost": one},
              "usual_ratio": np.float32(1)}
     scene = examination(replace(TNDA, evidence=2.5))
-    scene = SimpleNamespace(**vars(scene) | {"row": SimpleNamespace(name="a"), "seed": 0})
-    scene.examined.name = "b"
     tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
 
     def infected(second):

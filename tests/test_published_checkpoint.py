@@ -152,15 +152,15 @@ def varint(number):
     return made + bytes([number])
 
 
-def table(entries):
-    """A table with one block of (key, value), every checksum right."""
+def table(entries, listed=1):
+    """A table with one block of (key, value), every checksum right. listed: how often the block of blocks names it."""
     def block(items):
         body = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in items)
         body += bytes(4) + (1).to_bytes(4, "little")
         return body, body + b"\0" + checksum(body + b"\0")
     first, first_stored = block(entries)
     second, second_stored = block([])
-    third, third_stored = block([(b"\xff", varint(0) + varint(len(first)))])
+    third, third_stored = block([(b"\xff", varint(0) + varint(len(first)))] * listed)
     content = first_stored + second_stored + third_stored
     footer = (varint(len(first_stored)) + varint(len(second)) + varint(len(first_stored) + len(second_stored))
               + varint(len(third))).ljust(40, b"\0")
@@ -189,17 +189,17 @@ HOSTILE = {
 }
 
 
-def test_hostile_blocks_and_descriptions(small, tmp_path):
+def test_hostile_blocks_and_descriptions(small, tmp_path, monkeypatch):
     """One block listed again and again would fill the memory, and so would a description of more weights than there are."""
-    content = table([(b"", HEADER), (b"a", entry([1], size=4))])
-    one = content[:content.index(b"\xff") - 3]
-    body = b"".join(varint(0) + varint(1) + varint(2) + bytes([key]) + varint(0) + varint(5) for key in (1, 2))
-    last = body + bytes(4) + (1).to_bytes(4, "little")
-    footer = (varint(0) + varint(0) + varint(len(one)) + varint(len(last))).ljust(40, b"\0")
-    index = tmp_path / "twice.index"
-    index.write_bytes(one + last + b"\0" + checksum(last + b"\0") + footer + published_checkpoint.TABLE_MAGIC)
+    entries = [(b"", HEADER), (b"a", entry([1], size=4)), (b"b", entry([1], size=4))]
     (tmp_path / "twice.data-00000-of-00001").write_bytes(bytes(64))
-    with pytest.raises(UserError, match="damaged checkpoint"):
+    (tmp_path / "twice.index").write_bytes(table(entries, listed=2))
+    with pytest.raises(UserError, match="damaged checkpoint .*blocks that overlap"):
+        load_examined(tmp_path / "twice", small[0])
+    (tmp_path / "twice.index").write_bytes(table(entries))
+    published_checkpoint.check_index(tmp_path / "twice")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="more than 2 tensors"):
+        patch.setattr(published_checkpoint, "TENSORS", 2)
         load_examined(tmp_path / "twice", small[0])
     prefix = write(tmp_path / "model", small[2])
     first = keras.Input((8, 8, 1))

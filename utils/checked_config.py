@@ -74,17 +74,19 @@ TENSOR = 1 << 26             # numbers that one image may become inside the netw
 WHOLE = 2 ** 31              # any number in a description
 
 
-def build(config, shape, available, where):
+def build(config, shape, available, where, version=None):
     """The network that a description describes, its weights zero.
 
     config: the description as `utils.safe_files.parse_json` returns it, with `class_name` and `config`. shape: H, W,
     C for a description that leaves them open. available: how many numbers the file with the weights holds; a network
-    with more is refused before any memory is used for it. Models stay inside models, as the weights file has them.
-    Raises UserError.
+    with more is refused before any memory is used for it. version: of Keras, where the file says it; a description may say
+    its own. Models stay inside models, as the weights file has them. Raises UserError.
     """
     try:
         if _calls(config, where, 0) > LAYER_COUNT:
             raise UserError(f"{where} describes more than {LAYER_COUNT} layers: refused")
+        if str(version or config.get("keras_version")).startswith(("1.", "2.")) and '"hard_sigmoid"' in json.dumps(config):
+            _refuse(where, "hard_sigmoid of Keras 2, by that name another function in Keras 3,")
         with deferred_weights(where, available):
             return _top(config, shape, where)
     except UserError:
@@ -92,12 +94,6 @@ def build(config, shape, available, where):
     except Exception as error:      # the constructors check their options each in their own way
         raise UserError(f"{where} describes a network that cannot be built ({type(error).__name__}: "
                         f"{' '.join(str(error).split())[:200]}): save the model again") from None
-
-
-def check_version(config, version, where):
-    """Refuse what Keras 2 computed otherwise. version: of Keras, where the file or the description says it."""
-    if str(version or config.get("keras_version")).startswith(("1.", "2.")) and '"hard_sigmoid"' in json.dumps(config):
-        _refuse(where, "hard_sigmoid of Keras 2, by that name another function in Keras 3,")
 
 
 class deferred_weights:

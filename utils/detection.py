@@ -133,8 +133,8 @@ def warnings_of(examination, tuned, evidence, patches=True):
 
     tuned: arrays of pnnir.h5; evidence: from `evidence_of`; patches: whether they are judged, or filters.
     """
-    warnings, idle = [], [name for name in SUBSETS if name not in classifying(examination, tuned)]
-    if idle:
+    warnings, able = [], classifying(examination, tuned)
+    if idle := [name for name in SUBSETS if name not in able]:
         warnings.append(f"tuned models {', '.join(idle)} hardly classify the clean images, so that transfers to them do not "
                         "count: more PHASE2_STEPS, or another PHASE2_PEAK, may help")
     if evidence is None:
@@ -184,7 +184,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     if INFECTED not in (row["decision"] for row in labels.values()):
         # What explained them is convicted no more, where EVIDENCE was lower when the patches were reconstructed.
         for row in labels.values():
-            row["decision"] = INFECTED if row["decision"] == EXPLAINED else row["decision"]
+            if row["decision"] == EXPLAINED:
+                row["decision"] = INFECTED
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),

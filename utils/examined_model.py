@@ -122,8 +122,6 @@ def _read(path, row, architecture):
     if pathlib.Path(f"{path}.index").is_file() and not path.is_file():
         if not described and not row.network:
             raise _weights_alone(where)
-        if isinstance(described, dict):
-            checked_config.check_version(described, None, where)
         network = published_checkpoint.load(lambda available: _network(
             described or row, row, where, available if isinstance(described, dict) else math.inf), path)
         checked_weights.check_finite(network, where)
@@ -147,10 +145,8 @@ def _read_hdf5(path, described, row, where):
             if not isinstance(text, str):
                 raise _weights_alone(where)
             described = safe_files.parse_json(text, f"model_config in {where}")
-        if isinstance(described, dict):
-            checked_config.check_version(described, safe_files.attribute(file, "keras_version"), where)
         available = checked_weights.count(file)
-        network = _network(described, row, where, available)
+        network = _network(described, row, where, available, safe_files.attribute(file, "keras_version"))
         checked_weights.load(network, file, where)
     return network
 
@@ -180,10 +176,10 @@ def _architecture(architecture, row):
     return described
 
 
-def _network(described, row, where, available):
+def _network(described, row, where, available, version=None):
     """The network of a `Dataset` row or of a description, its weights still zero."""
     if not isinstance(described, Dataset):
-        return checked_config.build(described, row.shape or (None,) * 3, available, where)
+        return checked_config.build(described, row.shape or (None,) * 3, available, where, version)
     with checked_config.deferred_weights(where, available):
         return architectures.build(described)
 

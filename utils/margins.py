@@ -86,13 +86,12 @@ class LargestMargins:
         images, labels = (np.concatenate(parts) for parts in ((self.clean.x_tune, self.clean.x_measure),
                                                               (self.clean.y_tune, self.clean.y_measure)))
         logits = transfer.logits_of(self.model, images)
-        margins = np.concatenate([margins_of(logits[first:first + 1000], tf.one_hot(labels[first:first + 1000], self.labels))
-                                  for first in range(0, len(labels), 1000)])
-        return np.array([np.quantile(margins[labels == label], QUARTILE) for label in range(self.labels)], np.float32)
+        return np.array([np.quantile(margins_of(logits[labels == label], tf.one_hot(label, self.labels)), QUARTILE)
+                         for label in range(self.labels)], np.float32)
 
 
 def margins_of(logits, own):
-    """Own logit less the highest other one, N. logits: N×L; own: one-hot rows, N×L."""
+    """Own logit less the highest other one, N. logits: N×L; own: one-hot rows, N×L, or one for all."""
     logits = tf.cast(logits, tf.float32)
     return tf.reduce_sum(logits * own, axis=1) - tf.reduce_max(logits - 1e9 * own, axis=1)
 

@@ -164,7 +164,7 @@ class Reconstructor:
         """
         labels = list(map(int, labels))
         if self.examination.settings.adam_kept:      # one by one and one part: what Adam carries is not kept on disk
-            self.compiled = None
+            self.compiled = None                     # so that each start is as it would be after a stop
             return self.stage.part(self._key(labels, restart),
                                    lambda: _joined([self._make(np.array([label]), 1, restart) for label in labels]))
         chunks = np.array_split(labels, -(-len(labels) // self.chunk)) if labels else []

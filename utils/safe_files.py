@@ -57,7 +57,8 @@ def _no_constant(name):
 
 @contextlib.contextmanager
 def open_archive(path):
-    """Yield (config, weights path) of a `.keras` archive; the weights are a temporary copy, an HDF5 file.
+    """Yield (config, weights path) of a `.keras` archive; the weights are a temporary copy, an HDF5 file. The config says
+    the `keras_version` that the archive's metadata do.
 
     Raises UserError: damaged, encrypted, members twice or outside the archive or links, sizes that expand.
     """
