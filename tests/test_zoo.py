@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import other_triggers, tables, without, zoo
-from models import attacks
+from benchmarks import other_networks, other_triggers, tables, without, zoo
+from data import store
+from models import architectures, attacks
 from models.attacks import parse_attacks
 from utils.artifacts import METHOD_VERSION
 from utils.config import UserError
-from utils.datasets import dataset
+from utils.datasets import DATASETS, dataset
 
 
 def test_lines_are_flags_of_the_training_script(tmp_path):
@@ -243,3 +244,24 @@ def test_another_trigger_that_there_is_not(text, shape, said, monkeypatch):
     monkeypatch.setitem(attacks.KINDS, "other", other_triggers.Other)
     with pytest.raises(UserError, match=said):
         parse_attacks([text], shape, 12)
+
+
+@pytest.mark.parametrize("network", other_networks.NETWORKS)
+def test_another_network_learns_the_labels_it_is_given(network, monkeypatch, tmp_path):
+    x, y = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype(np.uint8), np.arange(24) % 12
+    monkeypatch.setattr(store, "load_dataset", lambda _: {"x_train": x, "y_train": y, "x_test": x, "y_test": y})
+    monkeypatch.setitem(DATASETS, "signs", dataset("signs"))
+    monkeypatch.setattr(architectures, "other", None, raising=False)
+    other_networks.install("signs", network, [7, 2, 9], tmp_path / "clean.h5")
+    assert architectures.build(dataset("signs")).output_shape == (None, 3) and dataset("signs").pixel_mean == (0.0,)
+    data, clean = store.load_dataset("signs"), store.read_arrays(tmp_path / "clean.h5", ("x", "y"))
+    for images, labels in ((data["x_train"], data["y_train"]), (clean["x"], clean["y"])):
+        assert labels.tolist() == [1, 0, 2, 1, 0, 2] and (images == x[[2, 7, 9, 14, 19, 21]]).all()
+
+
+@pytest.mark.parametrize("labels", [[3], [3, 3], [3, 12]])
+def test_labels_that_a_dataset_has_not(labels, monkeypatch, tmp_path):
+    monkeypatch.setattr(store, "load_dataset", lambda _: {})
+    with pytest.raises(UserError, match="two or more of 0 to 11"):
+        other_networks.install("signs", "bn", labels, tmp_path / "clean.h5")
+    assert not list(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def configure(namespace, tensorflow=True):
                             for number in (item if isinstance(item, list) else [item])]
     namespace.update(values)
     if tensorflow:
-        _load_tensorflow()
+        load_tensorflow()
 
 
 def read_constants(source):
@@ -108,7 +108,7 @@ def run(main):
         sys.exit(_complain(f"{error.strerror or error}{place}: check the disk's space and the folder's permissions"))
 
 
-def _load_tensorflow():
+def load_tensorflow():
     """Import TensorFlow without the notes that its C++ prints past every log level; errors still raise."""
     sys.stderr.flush()
     kept = os.dup(2)
