@@ -26,7 +26,8 @@ BLOCKS: list[str] | None = None  # the three blocks, each layer names joined by 
 FEATURE_MAP = ""                 # layer whose output Grad-CAM reads; empty: the dataset's, or found
 ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classifies the clean data
 
-LEARNING_RATE: float | None = None       # of Adam, both phases; none: the named setting's, as for all that follow
+INIT_BOUND: float | None = None          # weights start anew uniform in ± this; none: the named setting's, as all below
+LEARNING_RATE: float | None = None       # of Adam, both phases
 BATCH: int | None = None                 # images a step, drawn evenly over the labels
 PHASE1_STEPS: list[int] | None = None    # steps with all else frozen, for one, two and three blocks
 PHASE2_STEPS: list[int] | None = None    # steps of the whole network, for one, two and three blocks
@@ -35,7 +36,7 @@ DISTILLATION: float | None = None        # of the taught models: weight of the e
 ERASE: float | None = None               # random erasing in phase 2: sides of the rectangle, share of the image's; 0: none
 MARGIN_STARTS: int | None = None         # random images from which each label's largest margin is searched; 0: not at all
 PROBES: int | None = None                # random plain patches from which each label's most telling are bred; 0: none, which
-                                         # will do for filters
+                                         # will do for filters, but not for patches under SETTINGS default
 configure(globals())
 
 from utils import plain_patches, transfer  # TensorFlow loads after the flags were read

@@ -65,7 +65,7 @@ def test_all_chunks_share_one_compilation_and_give_what_one_chunk_gives(scene, k
 
     clean = SimpleNamespace(x_tune=images.numpy(), y_tune=labels, x_measure=images.numpy())
     examination = SimpleNamespace(
-        examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+        examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, x_tune=images, seed=3, say=lambda text: None,
         settings=replace(Settings(), steps=6, filter_steps=6, mask_start=0.4, pixel_price=0.04),
         measured=images_of_others(labels, range(LABELS), 20, 3), evenly=images_of_all(labels, 20, 3))
     stage = SimpleNamespace(part=lambda key, compute: parts.append(key) or compute())
@@ -114,7 +114,7 @@ def test_a_first_round_keeps_the_cheapest_labels_and_marks_the_others(scene):
 
     def found(**changes):
         examination = SimpleNamespace(
-            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, x_tune=images, seed=3, say=lambda text: None,
             settings=replace(settings, **changes), measured=images_of_others(labels, range(LABELS), 20, 3))
         stage = SimpleNamespace(part=lambda key, compute: compute())
         return reconstruct_patches(examination, {"examined": attacked, "123": control}, stage)
@@ -266,6 +266,8 @@ def test_a_filter_that_leaves_two_labels_apart_has_not_erased_the_images():
     np.testing.assert_allclose(transfer.collapse(by_light, images, evenly, {"matrix": matrices}), [0, 1])
     uneven = images_of_all(np.array([0] * 30 + [1] * 3 + [2] * 9), 200, 0)
     assert len(uneven) == 9
+    many = images_of_all(np.repeat(np.arange(30), 4), 12, 0)
+    assert len(many) == 12 and len(set(many // 4)) == 12
 
 
 @pytest.mark.parametrize("labels_at_once, most, chunk", [(None, None, 64), (200, None, 200), (8, None, 8), (None, 6, 6),
@@ -284,7 +286,7 @@ def test_the_release_carries_adam_from_label_to_label(scene):
     stage = SimpleNamespace(part=lambda key, compute: parts.append(key) or compute())
     for kept in (True, False):
         examination = SimpleNamespace(
-            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, seed=3, say=lambda text: None,
+            examined=SimpleNamespace(shape=SHAPE, labels=LABELS), clean=clean, x_tune=images, seed=3, say=lambda text: None,
             settings=replace(Settings(), steps=6, mask_start=0.4, adam_kept=kept),
             measured=images_of_others(labels, range(LABELS), 20, 3))
         for asked in ([0, 2], [2]):

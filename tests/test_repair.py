@@ -93,7 +93,8 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     clean = SimpleNamespace(x_tune=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_tune=np.arange(10) % 5,
                             x_measure=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_measure=np.arange(10) % 5)
     examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
-    examination = SimpleNamespace(examined=examined, clean=clean, accuracy=0.9, seed=0, say=lambda text: None, model=network,
+    examination = SimpleNamespace(examined=examined, clean=clean, x_tune=tf.constant(clean.x_tune), accuracy=0.9, seed=0,
+                                  say=lambda text: None, model=network,
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1),
                                   tuned_models=lambda tuned, names: [tf.function(network) for _ in names])
     tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1))] for _ in range(5)])}, "1": {}}
@@ -156,7 +157,8 @@ def test_a_trigger_is_unlearned_and_the_labels_are_kept():
     mask = np.zeros((1, 6, 6), np.float32)
     mask[:, :2, :2] = 1
     clean = SimpleNamespace(x_tune=images, y_tune=labels)
-    examination = SimpleNamespace(clean=clean, settings=replace(Settings(), repair_steps=5000), seed=0,
+    examination = SimpleNamespace(clean=clean, x_tune=tf.constant(images), seed=0,
+                                  settings=replace(Settings(), repair_steps=5000),
                                   examined=SimpleNamespace(preprocess=tf.identity), model=tf.function(network))
     learned, before, moved = network.get_weights(), network.predict(images / 255.0, verbose=0), []
     for distillation in (0.0, 100.0):

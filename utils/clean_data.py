@@ -130,7 +130,10 @@ def images_of_others(y, targets, count, seed):
 
 
 def images_of_all(y, count, seed):
-    """Fixed indices of up to `count` images, as many of each label as there are of the one with the fewest or as fit."""
-    order = np.random.default_rng(seed).permutation(len(y))
+    """Fixed indices of up to `count` images, as many of each label as there are of the one with the fewest or as
+    fit; one of each of `count` labels where there are more of these."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(y))
     each = max(1, min(count // (y.max() + 1), np.bincount(y).min()))
-    return np.concatenate([order[y[order] == label][:each] for label in np.unique(y)])
+    labels = np.sort(random.permutation(np.unique(y))[:count])
+    return np.concatenate([order[y[order] == label][:each] for label in labels])

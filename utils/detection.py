@@ -93,7 +93,7 @@ def evidence_of(examination, tuned, found, made_with=None):
 
     None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
     potential_triggers.h5; or arrays alone, of potential_triggers_feature_space.h5: filters have no price. A ratio that was
-    not measured (the label is too costly, its pattern is random, or a first round dropped it) counts as 1.
+    not measured (the label is too costly, or a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found

@@ -25,7 +25,7 @@ BOUNDS = {               # of the scripts' numbers: the least and the most
     "PROBES": (0, 10**6), "NOISE_WEIGHT": WEIGHT, "PIXEL_PRICE": WEIGHT, "CLEAN_MASS": WEIGHT,
     "RANDOM_THRESHOLD": SHARE, "KEPT_ASR": SHARE, "TRANSFER_THRESHOLD": SHARE,
     "FILTER_TRANSFER_THRESHOLD": SHARE, "FILTER_RANDOM_THRESHOLD": SHARE, "FILTER_RESTARTS": (0, 100),
-    "PHASE2_PEAK": (0, 1e3), "DISTILLATION": WEIGHT}
+    "INIT_BOUND": RATE, "PHASE2_PEAK": (0, 1e3), "DISTILLATION": WEIGHT}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Examination:
         return {"model": self.examined.fingerprint, "clean_data": self.clean.fingerprint, "seed": self.seed,
                 "input_scaling": self.input_scaling, "precision": self.precision, "named_setting": self.named_setting,
                 "method_version": artifacts.METHOD_VERSION}
+
+    @functools.cached_property
+    def x_tune(self):
+        """`clean.x_tune` as a tensor, one for all that draw from it: several hundred MB where images are large."""
+        return tf.constant(self.clean.x_tune)
 
     @functools.cached_property
     def measured(self):

@@ -9,7 +9,7 @@ from utils import topology, transfer
 
 THRESHOLDS = np.arange(100, -1, -1) / 100
 STEERING = 8             # images on either side of the one that decides, on which the search is steered
-LOOK_ABOVE = 2           # larger thresholds, next to the one found, that are seen not to keep the ASR
+LOOK_ABOVE = 2           # larger thresholds, next to the one found, that are tried as well
 
 
 def grad_cam(network, feature_map):
@@ -64,8 +64,9 @@ def preserve(model, images, trigger, target, heat, kept_asr, logits):
     images: uint8 N×H×W×C, of other labels; logits: N×C, the model's for them with the whole trigger attached. Returns
     (threshold, preserved mask H×W). Bisection on a few images, those near the one that decides, proposes a threshold;
     whether it keeps the ASR is then counted on all images, as far as that is open. So it is for the threshold found
-    and for the LOOK_ABOVE larger ones, which do not keep it. Going down from 1 finds the same, unless a much smaller
-    mask keeps the ASR and a mask in between does not.
+    and for the LOOK_ABOVE larger ones next to it. Going down from 1, as the release does, finds the same, unless a much
+    smaller mask keeps the ASR and a mask in between does not. The paper goes up from 0 until the ASR falls: also the same,
+    unless a larger mask than the one found does not keep it.
     """
     margin = logits[:, target] - np.delete(logits, target, axis=1).max(axis=1)
     allowed = int(len(images) - kept_asr * (logits.argmax(axis=1) == target).sum() + 1e-6)      # images lost

@@ -185,7 +185,7 @@ class Reconstructor:
             # For as many as a chunk has at most: after a stop, the first to do may be a short one.
             trigger = self.kind(range(size), examination.examined.shape, settings, seed)
             sampler = Sampler(clean.y_tune, examination.examined.labels)
-            self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, tf.constant(clean.x_tune),
+            self.compiled = trigger, reconstruction(trigger, self.attacked, self.control, examination.x_tune,
                                                     sampler, settings, seed), size
         trigger, optimize, _ = self.compiled
         padded = np.pad(targets, (0, size - len(targets)), "edge")

@@ -134,6 +134,6 @@ def unlearn(network, patches, examination, distillation):
     clean, settings, seed = examination.clean, examination.settings, examination.seed
     taught = transfer.logits_of(examination.model, clean.x_tune) if distillation else None
     reset_random_layers(network, seed)
-    Trainer(network, [layer for layer in network.layers if layer.weights], attached, [tf.constant(clean.x_tune)],
+    Trainer(network, [layer for layer in network.layers if layer.weights], attached, [examination.x_tune],
             clean.y_tune, replace(settings, learning_rate=RATE, batch=BATCH), taught=taught).train(
                 settings.repair_steps, seed, distillation=distillation)

@@ -67,7 +67,11 @@ class Tuner:
         return classifier(self.examined.network, self.examined.preprocess)
 
     def phase1(self, layers):
-        """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept."""
+        """A `Trainer` of `layers` alone, on what the frozen part before them gives where that can be kept.
+
+        Kept outputs are without the frozen part's dropout, which the release's phase 1 has: noise for layers that phase 2
+        trains with it anyway.
+        """
         front, head = split(self.examined.network, layers)
         size = len(self.labels) * sum(4 * int(np.prod(tensor.shape[1:])) for tensor in front.outputs)
         if size > CACHED_BYTES:
