@@ -70,11 +70,12 @@ def test_evidence_is_of_price_margin_and_probes():
              "controls": {"label": np.array([2]), "cost": np.array([[3.0, 27.0]])},
              "free_controls": {"label": np.array([2, 0]), "cost": np.array([[4.0], [2.0]])},
              "repaired_evidence": np.array([2.5, np.nan, np.nan])}
-    tuned = {name: {"accuracy": 0.9, "clean_margins": np.ones(3), "largest_margins": np.array(largest)} for name, largest in
-             zip(("examined", *SUBSETS), ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}
+    tuned = {name: {"accuracy": 0.9, "clean_margins": np.full(3, 6.0), "largest_margins": np.array(largest)}
+             for name, largest in zip(("examined", *SUBSETS),
+                                      ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}
     tuned |= {name: {"accuracy": 0.9} for name in TAUGHT}
     # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
-    tuned["examined"]["probe_margins"] = {name: np.array([0, 2.0 * (name == "examined"), 3]) for name in tuned}
+    tuned["examined"]["probe_margins"] = {name: np.array([0, 12.0 * (name == "examined"), 18]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
@@ -114,7 +115,7 @@ def test_evidence_is_of_price_margin_and_probes():
             evidence_of(examination(priced), missing, found, made_with)
     # Filters have no price, and probes of their own.
     filters = {"matrix": np.zeros((3, 3, 3)), "probe_margins": {
-        name: np.array([0, 2.0, 3]) if name == "examined" else np.array([-9, 1.0, -4]) for name in tuned}}
+        name: np.array([0, 12.0, 18]) if name == "examined" else np.array([-54, 6.0, -24]) for name in tuned}}
     assert evidence_of(examination(priced), unprobed, filters, {}) == [
         {"margin": 1.0, "probe": 1.0, "evidence": 1.0}, {"margin": 0.5, "probe": 2.0, "evidence": 1.0},
         {"margin": 2.0, "probe": 8.0, "evidence": 16.0}]

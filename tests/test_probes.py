@@ -10,7 +10,7 @@ from models.attacks import Filter
 from utils import photo_filters, plain_patches, probes, triggers
 from utils.config import UserError
 from utils.plain_patches import CHECKS, PLAIN, attached, draw, rendered, vary
-from utils.probes import KEPT, Measure, climb, probe_ratios, search_probes
+from utils.probes import KEPT, SURE, Measure, climb, probe_ratios, search_probes
 from utils.tuning import TAUGHT
 
 SHAPE = (32, 32, 3)
@@ -160,22 +160,25 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
 
 
 def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
-    """Arrays of pnnir.h5 of an examined model and three taught ones of these probe margins."""
-    rows = {"examined": np.array(examined, float)} | {name: np.array(tuned, float) for name in TAUGHT}
-    return {"examined": {"probe_margins": rows, "clean_margins": np.array(clean), "largest_margins": np.array(largest)}} | {
+    """Arrays of pnnir.h5 of an examined model and three taught ones of these probe margins, all in units of SURE."""
+    examined, tuned, clean, largest = (SURE * np.array(part, float) for part in (examined, tuned, clean, largest))
+    rows = {"examined": examined} | dict.fromkeys(TAUGHT, tuned)
+    return {"examined": {"probe_margins": rows, "clean_margins": clean, "largest_margins": largest}} | {
         name: {"accuracy": 0.9} for name in TAUGHT}
 
 
 def test_a_ratio_is_of_what_exceeds_the_tuned_models():
     arrays = margins([9, 5, 0], [1, 6, 0])
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / 4, 1, 1])
-    arrays["examined"]["probe_margins"][TAUGHT[1]] = np.array([7.0, 6, 0])       # one of them may keep a trigger
+    arrays["examined"]["probe_margins"][TAUGHT[1]] = SURE * np.array([7, 6, 0])  # one of them may keep a trigger
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / 4, 1, 1])
 
 
 def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_images():
     np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], largest=(30, 320, 990)), 0.9), [1 + 8 / 16, 1, 1])
     np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], clean=(-2, -1, 3)), 0.9), [1 + 8 / 2, 1, 1])
+    # Both are small where it learned little: what seems far beyond them is not much.
+    np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], (0.1, 0.5, 0.7), (2, 3, 4)), 0.9), [1 + 8, 1, 1])
 
 
 def test_probes_that_lead_nowhere_tell_nothing_however_unlike_the_tuned_models():
@@ -250,7 +253,7 @@ def test_photo_filters_are_varied_to_what_a_backdoor_answers_to():
 
 def test_tuned_models_that_did_not_relearn_do_not_count():
     arrays = margins([9, 5, 0], [1, 6, 0])
-    arrays["examined"]["probe_margins"][TAUGHT[1]] = np.full(3, 50.0)
+    arrays["examined"]["probe_margins"][TAUGHT[1]] = np.full(3, 300.0)
     arrays[TAUGHT[1]] = {"accuracy": 0.3}
     np.testing.assert_allclose(probe_ratios(arrays, 0.9), [3, 1, 1])
     arrays[TAUGHT[2]] = {"accuracy": 0.3}

@@ -25,6 +25,9 @@ ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
 DEPTH = 4                # times the margin on the examined model, which that on tuned models counts for at most
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
+# Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
+# taught models do not know. The zoos' networks are all above it (results/tried.md).
+SURE = 6.0
 
 
 def search_probes(examination, model, tuned, kind, count, stage, name="probes", known=None):
@@ -120,9 +123,9 @@ def probe_ratios(tuned, accuracy, filters=None):
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
     the label's probes on the examined model exceeds that on the tuned ones, but DEPTH times itself at most: probes that
-    hardly lead there tell nothing. As a multiple of the model's margins of clean images, or of UNSURE of its largest margins
-    where that is more (medians over labels). Ones where too few tuned models have relearned the labels (utils/margins.py).
-    Raises UserError where probes were left out.
+    hardly lead there tell nothing. As a multiple of the model's margins of clean images, of UNSURE of its largest margins,
+    or of SURE, whichever is most (medians over labels). Ones where too few tuned models have relearned the labels
+    (utils/margins.py). Raises UserError where probes were left out.
     """
     made, artifact, script = (tuned.get("examined", {}), "pnnir.h5", "pnnir.py") if filters is None else (
         filters, "potential_triggers_feature_space.h5", "potential_triggers_reconstruction_feature_space.py")
@@ -136,5 +139,5 @@ def probe_ratios(tuned, accuracy, filters=None):
     # Their mean, for one of them may keep a large trigger almost whole.
     excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
-    usual = max(float(clean), UNSURE * float(largest), 1e-6)
+    usual = max(float(clean), UNSURE * float(largest), SURE)
     return (1 + np.maximum(np.minimum(excess, DEPTH * margins["examined"]), 0) / usual).astype(np.float32)
