@@ -21,7 +21,7 @@ import numpy as np
 
 from data import store
 from utils import datasets
-from utils.config import UserError, load_tensorflow, run
+from utils.config import Parser, UserError, load_tensorflow, run
 
 
 def plain(layers, x):
@@ -70,11 +70,6 @@ def _normalized(layers, layer, x):
 
 # Each makes features of the input x; `layers` is keras.layers, loaded late, as --help and faulty flags need no TensorFlow.
 NETWORKS = {network.__name__: network for network in (plain, lenet, bn, res, mobile)}
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the flags")
 
 
 def main():

@@ -33,7 +33,7 @@ def configure(namespace, tensorflow=True):
         return
     with tokenize.open(namespace["__file__"]) as file:
         constants = read_constants(file.read())
-    parser = _Parser(prog=namespace["__file__"].rsplit("/", 1)[-1], description=namespace["__doc__"],
+    parser = Parser(prog=namespace["__file__"].rsplit("/", 1)[-1], description=namespace["__doc__"],
                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, (kind, many, comment) in constants.items():
         default = namespace[name]
@@ -128,7 +128,9 @@ def _complain(message):
     return 2
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that ends with 2 after one line for what it does not know."""
+
     def error(self, message):
         self.exit(_complain(f"{message}; {self.prog} --help lists every flag"))
 
