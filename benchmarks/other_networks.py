@@ -1,6 +1,6 @@
 """Train another network than the dataset's own, of all its labels or of some, to try detection on what it was not made with.
 
-Takes the flags of models.train and two more, `--network` and `--labels`:
+Takes the flags of models.train and two more, `--network` and `--labels` (benchmarks/other_networks.txt is a zoo of such):
 
     python -m benchmarks.other_networks --network bn --labels 3 5 --dataset cifar10 --name patch1 --attack patch:target=1
 
@@ -73,15 +73,26 @@ NETWORKS = {network.__name__: network for network in (plain, lenet, bn, res, mob
 
 
 def main():
+    chosen, rest = read_flags(sys.argv[1:])
+    folder = pathlib.Path(chosen.models, subfolder(chosen))
+    install(chosen.dataset, chosen.network, chosen.labels, folder / chosen.dataset / "clean.h5")
+    sys.argv[1:] = [*rest, "--dataset", chosen.dataset, "--models", str(folder)]
+    runpy.run_module("models.train", run_name="__main__")
+
+
+def read_flags(words):
+    """(network, labels, dataset and models, as attributes; the other words, flags of models.train alone)."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--labels", type=int, nargs="+", default=[], help="of the dataset, to learn (default: all)")
     parser.add_argument("--dataset", required=True, help="row of utils/datasets.py")
-    chosen, rest = parser.parse_known_args()
-    folder = "_".join(map(str, [chosen.network, *chosen.labels]))
-    install(chosen.dataset, chosen.network, chosen.labels, pathlib.Path("models", folder, chosen.dataset, "clean.h5"))
-    sys.argv[1:] = [*rest, "--dataset", chosen.dataset, "--models", f"models/{folder}"]
-    runpy.run_module("models.train", run_name="__main__")
+    parser.add_argument("--models", default="models", help="MODELS/NETWORK_LABELS/DATASET/NAME.keras is written")
+    return parser.parse_known_args(words)
+
+
+def subfolder(chosen):
+    """Of MODELS, for the models of one network and its labels, which the reports of models.train do not tell."""
+    return "_".join(map(str, [chosen.network, *chosen.labels]))
 
 
 def install(name, network, labels, clean):

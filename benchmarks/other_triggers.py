@@ -1,6 +1,7 @@
 """Train a model with a trigger of other kinds than the zoos', to try detection on what it was not made with.
 
-Takes the flags of models.train, and one more kind of attack, `other:name=NAME,target=LABEL`, NAME being one of TRIGGERS:
+Takes the flags of models.train, and one more kind of attack, `other:name=NAME,target=LABEL`, NAME being one of TRIGGERS
+(benchmarks/other_triggers.txt is a zoo of such):
 
     python -m benchmarks.other_triggers --dataset signs --name other3 --seed 2003 --attack other:name=frame,target=3
 

@@ -28,14 +28,17 @@ SWEEPS = False                           # also FNR and FPR of TNDA under other 
 
 configure(globals())
 
-from benchmarks.zoo import read_figures, read_zoo, scan_key  # TensorFlow loads after the flags were read
-from models.attacks import IMPLANTED, parse_attacks
+from benchmarks import other_networks  # TensorFlow loads after the flags were read
+from benchmarks.other_triggers import Other
+from benchmarks.zoo import folders, read_figures, read_zoo, scan_key
+from models.attacks import IMPLANTED, KINDS, parse_attacks
 from utils.artifacts import METHOD_VERSION
 from utils.datasets import dataset
 from utils.detection import INFECTED
 from utils.files import replacing
 from utils.tuning import SUBSETS
 
+KINDS["other"] = Other                   # of benchmarks.other_triggers
 BINS = (0, 0.03, 0.10, 0.18, 1)          # of the trigger's share of the image
 
 
@@ -53,7 +56,7 @@ def main():
         print(f"### {results.name}: {len(scans)} scans{old}{left_out}")
         print(confusion(scans))
         if MODEL_ROWS:
-            print(model_rows(scans, poisoning_rates(ZOO)))
+            print(model_rows(scans, {(data, name): flags for data, name, flags in read_zoo(ZOO)}))
         if STATISTICS:
             print(separation(scans))
         if LEFT:
@@ -63,12 +66,6 @@ def main():
     if FIGURES:
         with replacing(FIGURES) as temporary, open(temporary, "w") as file:
             file.writelines(json.dumps(scan, separators=(",", ":")) + "\n" for _, scan in sorted(kept.items()))
-
-
-def poisoning_rates(zoo):
-    """Share of the training images that each attack poisons, by dataset and name, where its line in the zoo tells it."""
-    flag = "--poisoning-rate"
-    return {(data, name): float(flags[flags.index(flag) + 1]) for data, name, flags in read_zoo(zoo) if flag in flags}
 
 
 def implanted(scan):
@@ -82,10 +79,11 @@ def read_scans(zoo, results, models, kept=None):
     kept: scans by `scan_key`, of FIGURES, for models whose artifacts are gone.
     """
     scans, missing = [], []
-    for data, name, _ in read_zoo(zoo):
-        report = models / data / f"{name}.json"
+    for data, name, flags in read_zoo(zoo):
+        model_folder, scanned_as = folders(data, flags)
+        report = models / model_folder / f"{name}.json"
         trained = json.loads(report.read_text()) if report.exists() else {}
-        attacks, folder, found = trained.get("attacks", []), results / data / name, 0
+        attacks, folder, found = trained.get("attacks", []), results / scanned_as / name, 0
         left = json.loads((folder / "leftover.json").read_text()) if (folder / "leftover.json").exists() else {}
         for stage, filters in (("detection", False), ("detection_feature_space", True)):
             key = results.name, data, name, stage
@@ -154,10 +152,10 @@ def wilson(count, total, z=1.96):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def model_rows(scans, poisoning):
+def model_rows(scans, zoo):
     """A Markdown table: what each model hides, what was found, and how near the calls were.
 
-    poisoning: from `poisoning_rates`.
+    zoo: flags of models.train by dataset and name.
     """
     lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, "
              "**evidence** of the target | "
@@ -166,20 +164,31 @@ def model_rows(scans, poisoning):
         key = scan["dataset"], scan["name"]
         row = dataset(scan["dataset"])
         hidden = "; ".join(map(in_words, parse_attacks(scan["triggers"], row.shape, row.labels)))
-        hidden += f", {poisoning.get(key, 0):.0%} poisoning" * (key in poisoning)
+        flags = zoo.get(key, [])
+        if "--poisoning-rate" in flags:
+            hidden += f", {float(flags[flags.index('--poisoning-rate') + 1]):.0%} poisoning"
         found = ", ".join(map(str, scan["infected"])) or "none"
         wrong = "**" * (scan["infected"] != scan["targets"])
         targets = "; ".join(f"{label}: {_call(scan['labels'][str(label)], '**')}" for label in scan["targets"])
         others = [row for label, row in scan["labels"].items() if int(label) not in scan["targets"]]
         others = sorted(others, key=lambda row: -row.get("evidence", 0.0))[:2]
-        lines.append(f"| `{'/'.join(key)}` | {hidden or 'none'} | {wrong}{found}{wrong} | {targets} | "
-                     f"{'; '.join(map(_call, others))} |")
+        lines.append(f"| `{'/'.join(key)}`{network_in_words(scan, flags)} | {hidden or 'none'} | {wrong}{found}{wrong} | "
+                     f"{targets} | {'; '.join(map(_call, others))} |")
     return "\n".join(lines) + "\n"
+
+
+def network_in_words(scan, flags):
+    """", bn of labels 3 5, 64 %": another network than the dataset's, with its clean accuracy; "" for the dataset's."""
+    if "--network" not in flags:
+        return ""
+    chosen, _ = other_networks.read_flags([*flags, "--dataset", scan["dataset"]])
+    labels = f" of labels {' '.join(map(str, chosen.labels))}" * bool(chosen.labels)
+    return f", {chosen.network}{labels}, {scan['clean_accuracy']:.0%}"
 
 
 def in_words(attack):
     """A `models.attacks.Attack` without what is usual: "5×5 cyan circle, bottom-left"."""
-    if attack.kind == "filter":
+    if attack.kind in ("filter", "other"):
         return attack.name
     if attack.kind == "blend":
         return f"{attack.pattern} blended at {attack.alpha}"

@@ -1,8 +1,9 @@
 """Train a zoo of models and scan each with the stages that its triggers ask for.
 
-A zoo is a text file: a dataset, a name and flags of models.train on each line. Patch models run the patch stages,
-filter models the feature-space stages, clean models both where images have colours. What is done already is kept, so
-the same command goes on where it stopped; each model's output is in RESULTS/DATASET/NAME.log.
+A zoo is a text file: a dataset, a name and flags of models.train on each line, or of benchmarks.other_networks or
+benchmarks.other_triggers, whose models are trained by these. Patch models run the patch stages, filter models the
+feature-space stages, clean models both where images have colours. What is done already is kept, so the same command goes
+on where it stopped; each model's output is in RESULTS/DATASET/NAME.log, DATASET being `custom` for other networks.
 
     python -m benchmarks.zoo --zoo benchmarks/validation_zoo.txt --processes 2
 """
@@ -34,7 +35,8 @@ FIGURES = ""                             # of benchmarks.tables: models with fig
 
 configure(globals(), tensorflow=False)
 
-from utils.artifacts import METHOD_VERSION  # h5py loads after the flags were read
+from benchmarks import other_networks           # h5py loads after the flags were read
+from utils.artifacts import METHOD_VERSION
 
 PATCH = ("potential_triggers_reconstruction.py", "critical_features_preservation.py", "backdoor_detection.py")
 FILTER = ("potential_triggers_reconstruction_feature_space.py", "backdoor_detection_feature_space.py")
@@ -99,24 +101,44 @@ def scan_key(scan):
 
 def stages_of(row, flags):
     """The scripts after pnnir.py that a model's triggers ask for, those of patches, of filters, or both."""
-    attacks = {word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:"))}
+    attacks = {word.split(":")[0] for word in flags if word.startswith(("patch:", "blend:", "filter:", "other:"))}
     return [PATCH] * (not attacks or bool(attacks - {"filter"})) + [FILTER] * (
         row.shape[-1] == 3 and (not attacks or "filter" in attacks))
 
 
+def trainer(flags):
+    """The module that trains a model of these flags."""
+    others = [word for word in flags if word.startswith("other:")]
+    return "benchmarks.other_networks" if "--network" in flags else "benchmarks.other_triggers" if others else "models.train"
+
+
+def folders(data, flags):
+    """(below MODELS, below RESULTS): where a model of the dataset `data` is, and where its artifacts are."""
+    if trainer(flags) != "benchmarks.other_networks":
+        return data, data
+    chosen, _ = other_networks.read_flags([*flags, "--dataset", data])
+    return f"{other_networks.subfolder(chosen)}/{data}", "custom"
+
+
 def commands(row, name, flags):
     """Every command that one model needs, in order."""
-    stages = ["pnnir.py", *itertools.chain(*stages_of(row, flags))]
-    yield ["-m", "models.train", "--dataset", row.name, "--name", name, "--models", MODELS, "--precision", PRECISION, *flags]
-    few = ["--clean-per-label", str(CLEAN_PER_LABEL)] if CLEAN_PER_LABEL else []
-    for stage in (*stages, "-m benchmarks.leftover"):
-        yield [*stage.split(), "--dataset", row.name, "--models", f"{MODELS}/{row.name}/{name}.keras",
-               "--settings", SETTINGS, "--precision", PRECISION, "--results", RESULTS, *few]
+    module, (model_folder, scanned_as) = trainer(flags), folders(row.name, flags)
+    yield ["-m", module, "--dataset", row.name, "--name", name, "--models", MODELS, "--precision", PRECISION, *flags]
+    options = ["--dataset", scanned_as, "--models", f"{MODELS}/{model_folder}/{name}.keras",
+               "--settings", SETTINGS, "--precision", PRECISION, "--results", RESULTS]
+    if CLEAN_PER_LABEL:
+        options += ["--clean-per-label", str(CLEAN_PER_LABEL)]
+    if scanned_as == "custom":
+        options += ["--clean-data", f"{MODELS}/{model_folder}/clean.h5", "--input-range", "0,1"]
+    for stage in ("pnnir.py", *itertools.chain(*stages_of(row, flags))):
+        yield [stage, *options]
+    if module == "models.train":
+        yield ["-m", "benchmarks.leftover", *options]
 
 
 def scan(dataset_name, name, flags, environment):
     """Train and scan one model; returns its name if a command failed."""
-    log = pathlib.Path(RESULTS, dataset_name, name + ".log")
+    log = pathlib.Path(RESULTS, folders(dataset_name, flags)[1], name + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     seconds = []
     with open(log, "a") as output:

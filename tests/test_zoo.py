@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import other_networks, other_triggers, tables, without, zoo
 from data import store
-from models import architectures, attacks
+from models import architectures
 from models.attacks import parse_attacks
 from utils.artifacts import METHOD_VERSION
 from utils.config import UserError
@@ -43,6 +43,35 @@ def test_a_model_runs_the_stages_that_its_triggers_ask_for():
     assert scripts("signs", "--attack", "filter:target=1") == ["pnnir.py", *zoo.FILTER]
     assert scripts("signs") == ["pnnir.py", *zoo.PATCH, *zoo.FILTER]
     assert scripts("mnist") == ["pnnir.py", *zoo.PATCH]
+    assert zoo.stages_of(dataset("signs"), ["--attack", "other:name=bar,target=1"]) == [zoo.PATCH]
+
+
+def test_models_of_other_networks_and_triggers_are_trained_and_scanned_as_what_they_are():
+    train, *stages = zoo.commands(dataset("gtsrb"), "one", ["--network", "bn", "--labels", "3", "5", "--seed", "1"])
+    assert train[:4] == ["-m", "benchmarks.other_networks", "--dataset", "gtsrb"] and train[-2:] == ["--seed", "1"]
+    assert [stage[0] for stage in stages] == ["pnnir.py", *zoo.PATCH, *zoo.FILTER]
+    for stage in stages:
+        told = dict(zip(stage[1::2], stage[2::2]))
+        assert told["--dataset"] == "custom" and told["--models"] == "models/bn_3_5/gtsrb/one.keras"
+        assert told["--clean-data"] == "models/bn_3_5/gtsrb/clean.h5" and told["--input-range"] == "0,1"
+    train, *stages = zoo.commands(dataset("signs"), "one", ["--attack", "other:name=bar,target=1"])
+    assert train[1] == "benchmarks.other_triggers" and stages[0][2] == "signs" and "--clean-data" not in stages[0]
+    assert zoo.folders("signs", ["--seed", "1"]) == ("signs", "signs")
+
+
+@pytest.mark.parametrize("kind", ["networks", "triggers"])
+def test_a_zoo_of_others_can_be_trained(kind):
+    """Each line is one that its training takes, and no name or seed is in two of them."""
+    models = zoo.read_zoo(f"benchmarks/other_{kind}.txt")
+    for name, _, flags in models:
+        labels = dataset(name).labels
+        if kind == "networks":
+            chosen, flags = other_networks.read_flags([*flags, "--dataset", name])
+            assert len(set(chosen.labels)) != 1 and set(chosen.labels) <= set(range(labels))
+            labels = len(chosen.labels) or labels
+        parse_attacks([word for word in flags if ":" in word], dataset(name).shape, labels)
+    seeds = {flags[flags.index("--seed") + 1] for *_, flags in models}
+    assert len({name for _, name, _ in models}) == len(seeds) == len(models)
 
 
 def test_the_zoos_share_no_seed_trigger_or_name():
@@ -172,7 +201,8 @@ def test_other_rules_on_made_up_transfers():
     ("patch:target=1", "4×4 white, bottom-right"),
     ("patch:pattern=checker,size=14,target=1", "14×14 checker, bottom-right"),
     ("patch:shape=triangle,size=6,target=1", "6×6 white triangle, bottom-right"),
-    ("filter:name=sepia,target=1", "sepia"), ("blend:alpha=0.1,target=1", "noise blended at 0.1")])
+    ("filter:name=sepia,target=1", "sepia"), ("other:name=bar,target=1", "bar"),
+    ("blend:alpha=0.1,target=1", "noise blended at 0.1")])
 def test_triggers_in_words(words, text):
     [attack] = parse_attacks([words], (32, 32, 3), 12)
     assert tables.in_words(attack) == text
@@ -184,6 +214,14 @@ def test_what_a_repair_left_of_a_label_is_told():
     scan = {"dataset": "signs", "name": "one", "triggers": [], "targets": [], "infected": [3], "labels": {"3": row}}
     last = tables.model_rows([scan], {}).splitlines()[-1]
     assert last == "| `signs/one` | none | **3** |  | 1.50, 1.60, 3.84 (1.90 left) |"
+
+
+def test_another_network_is_told_with_its_labels_and_accuracy():
+    scan = {"dataset": "gtsrb", "name": "one", "triggers": [], "targets": [], "infected": [], "labels": {},
+            "clean_accuracy": 0.637}
+    flags = ["--network", "bn", "--labels", "3", "5", "--seed", "1"]
+    last = tables.model_rows([scan], {("gtsrb", "one"): flags}).splitlines()[-1]
+    assert last == "| `gtsrb/one`, bn of labels 3 5, 64% | none | none |  |  |"
 
 
 def test_triggers_without_a_part_are_judged_by_tnda():
@@ -227,7 +265,6 @@ OTHER = {"moving": 25, "sticker": 81, "frame": 124, "dots": 16, "bar": 64, "glas
 
 @pytest.mark.parametrize("name", OTHER)
 def test_another_trigger_changes_the_pixels_it_says(name, monkeypatch):
-    monkeypatch.setitem(attacks.KINDS, "other", other_triggers.Other)
     monkeypatch.setattr(other_triggers, "load_dataset", lambda _: {"x_train": np.full((18, 32, 32, 3), 250, np.uint8)})
     attack, = parse_attacks([f"other:name={name},target=3"], (32, 32, 3), 12)
     images = np.random.default_rng(0).integers(90, 160, (5, 32, 32, 3)).astype(np.uint8)
@@ -241,7 +278,6 @@ def test_another_trigger_changes_the_pixels_it_says(name, monkeypatch):
 @pytest.mark.parametrize("text, shape, said", [("other:name=nothing,target=1", (32, 32, 3), "name=nothing"),
                                                ("other:name=bar,target=1", (28, 28, 1), "28×28×1")])
 def test_another_trigger_that_there_is_not(text, shape, said, monkeypatch):
-    monkeypatch.setitem(attacks.KINDS, "other", other_triggers.Other)
     with pytest.raises(UserError, match=said):
         parse_attacks([text], shape, 12)
 
