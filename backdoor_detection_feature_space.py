@@ -26,6 +26,7 @@ FEATURE_MAP = ""                 # layer whose output Grad-CAM reads; empty: the
 ALLOW_LOW_ACCURACY = False       # go on where the examined model hardly classifies the clean data
 
 FILTER_RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none: the named setting's, as below
+FILTER_ENTROPY: float | None = None      # mean cross-entropy of a matrix that convicts, at most; 0: any
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 FILTER_TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
@@ -36,7 +37,7 @@ from utils import pictures  # TensorFlow loads after the flags were read
 from utils.detection import evidence_of, measure_transfers, report
 from utils.examination import examinations
 
-FIELDS = ("filter_random_threshold", "measured_images", "filter_transfer_threshold", "transfers_needed",
+FIELDS = ("filter_random_threshold", "filter_entropy", "measured_images", "filter_transfer_threshold", "transfers_needed",
           "filter_evidence")
 
 

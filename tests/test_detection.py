@@ -8,7 +8,7 @@ import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, UNTOLD, decide, evidence_of,
+from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
 from utils.evidence import convicting, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
@@ -139,6 +139,14 @@ def test_a_filter_that_erases_the_image_is_no_backdoor():
     assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, collapse=0.4) == INFECTED
 
 
+def test_a_matrix_that_leads_to_its_label_unsurely_is_no_backdoor():
+    sure = replace(TNDA, filter_entropy=0.1)
+    assert decide(1.0, table(0, 0, 0, 0, 0, 0), sure, 0.2, entropy=0.11) == UNSURE
+    assert decide(1.0, table(0, 0, 0, 0, 0, 0), sure, 0.2, entropy=0.09) == INFECTED
+    assert decide(1.0, table(0, 0, 0, 0, 0, 0), TNDA, 0.2, entropy=9.0) == INFECTED       # the paper asks for the ASR alone
+    assert weigh(UNSURE, 1.0, 2.5, patch=False) == UNSURE and weigh(UNSURE, 2.6, 2.5, patch=False) == INFECTED
+
+
 def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
     """Nothing transfers to dead models, and dead 123 gives all images one label: neither convicts or clears."""
     few = {name: value for name, value in table(0, 0, 0, 0, 0, 0).items() if name in NAMES[:3]}
@@ -146,7 +154,7 @@ def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
     assert decide(1.0, few | {"12": 0.0}, TNDA, 0.2) == INFECTED and decide(1.0, few | {"12": 0.3}, TNDA, 0.2) == PATCH
     assert weigh(UNTOLD, 1.0, 2.5, patch=True) == NO_CHEAPER and weigh(UNTOLD, 1.0, 2.5, patch=False) == UNTOLD
     tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
-    found = {"asr": np.ones(3), "matrix": np.zeros((3, 3, 3)), "collapse": np.array([1.0, 0, 0])}
+    found = {"asr": np.ones(3), "entropy": np.zeros(3), "matrix": np.zeros((3, 3, 3)), "collapse": np.array([1.0, 0, 0])}
     stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
     scene = examination(replace(TNDA, filter_random_threshold=0.9))
 

@@ -24,24 +24,28 @@ from utils.tuning import SUBSETS, TAUGHT
 HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
+UNSURE = "clean: the filter leads there unsurely"
 EXPLAINED = "clean: explained by another label's backdoor"
 NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
 UNTOLD = "clean: nothing known, too few tuned models to transfer to"
 
 
-def decide(asr, transfers, settings, threshold, collapse=0.0):
+def decide(asr, transfers, settings, threshold, collapse=0.0, entropy=0.0):
     """TNDA's decision for a label, one of the texts above (paper IV-E).
 
     asr: of the reconstructed trigger on the examined model. transfers: tuned model name → ASR of the preserved trigger, of
     those models that classify at all; half of them are too few. threshold: the ASR that counts as a transfer;
     `settings.transfers_needed` (q) of them make an adversarial patch.
     collapse: how much tuned model 123 gives filtered images one label (`utils.transfer.collapse`): an all-black image
-    reaches some label on any model, and that is no backdoor.
+    reaches some label on any model, and that is no backdoor. entropy: mean cross-entropy of filtered images on the examined
+    model, nats: a backdoor was learned by heart, but saturated colours that a network never saw lead to some label, too.
     """
     if asr < settings.random_threshold:
         return RANDOM
     if collapse > COLLAPSED:
         return DEGENERATE
+    if settings.filter_entropy and entropy > settings.filter_entropy:
+        return UNSURE
     if 2 * len(transfers) <= len(HELD_OUT):
         return UNTOLD
     reached = sum(value >= threshold for value in transfers.values())
@@ -174,8 +178,10 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
         counted = {name: value for name, value in row["transfer"].items() if name in able}
+        if masks is None:
+            row["entropy"] = round(float(found["entropy"][label]), 6)
         collapse = {"collapse": found["collapse"][label]} if masks is None and "123" in able else {}
-        row["decision"] = decide(asr, counted, settings, threshold, **collapse)
+        row["decision"] = decide(asr, counted, settings, threshold, entropy=row.get("entropy", 0.0), **collapse)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
@@ -204,7 +210,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + f"probe: how much more surely {kind} lead to the label than on the tuned models\n" * probed
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
-              + "; or where the matrix reaches the label and transfers nowhere" * (not priced))
+              + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
@@ -230,13 +236,15 @@ def _costs(found):
 
 def _table(labels, infected):
     sized, priced, probed, weighed = (name in labels["0"] for name in ("mask_size", "cost", "probe", "evidence"))
-    lines = ["label    ASR" + "   mask  kept" * sized + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
+    lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
              + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
             line += f" {row['mask_size']:6.1%} {row['preserved_size']:5.1%}"
+        else:
+            line += f" {row['entropy']:7.2f}"
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
