@@ -28,9 +28,8 @@ SWEEPS = False                           # also FNR and FPR of TNDA under other 
 
 configure(globals())
 
-from benchmarks import other_networks  # TensorFlow loads after the flags were read
-from benchmarks.other_triggers import Other
-from benchmarks.zoo import folders, read_figures, read_zoo, scan_key
+from benchmarks.other_triggers import Other  # TensorFlow loads after the flags were read
+from benchmarks.zoo import folders, network_of, read_figures, read_zoo, scan_key
 from models.attacks import IMPLANTED, KINDS, parse_attacks
 from utils.artifacts import METHOD_VERSION
 from utils.datasets import dataset
@@ -179,9 +178,9 @@ def model_rows(scans, zoo):
 
 def network_in_words(scan, flags):
     """", bn of labels 3 5, 64 %": another network than the dataset's, with its clean accuracy; "" for the dataset's."""
-    if "--network" not in flags:
+    chosen = network_of(scan["dataset"], flags)
+    if not chosen:
         return ""
-    chosen, _ = other_networks.read_flags([*flags, "--dataset", scan["dataset"]])
     labels = f" of labels {' '.join(map(str, chosen.labels))}" * bool(chosen.labels)
     return f", {chosen.network}{labels}, {scan['clean_accuracy']:.0%}"
 

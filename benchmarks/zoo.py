@@ -35,7 +35,7 @@ FIGURES = ""                             # of benchmarks.tables: models with fig
 
 configure(globals(), tensorflow=False)
 
-from benchmarks import other_networks           # h5py loads after the flags were read
+from benchmarks import other_networks  # h5py loads after the flags were read
 from utils.artifacts import METHOD_VERSION
 
 PATCH = ("potential_triggers_reconstruction.py", "critical_features_preservation.py", "backdoor_detection.py")
@@ -108,16 +108,21 @@ def stages_of(row, flags):
 
 def trainer(flags):
     """The module that trains a model of these flags."""
-    others = [word for word in flags if word.startswith("other:")]
-    return "benchmarks.other_networks" if "--network" in flags else "benchmarks.other_triggers" if others else "models.train"
+    if "--network" in flags:
+        return "benchmarks.other_networks"
+    return "benchmarks.other_triggers" if any(word.startswith("other:") for word in flags) else "models.train"
+
+
+def network_of(data, flags):
+    """Another network than that of the dataset `data` and its labels, as `other_networks.read_flags` gives them, or none."""
+    if trainer(flags) == "benchmarks.other_networks":
+        return other_networks.read_flags([*flags, "--dataset", data])[0]
 
 
 def folders(data, flags):
     """(below MODELS, below RESULTS): where a model of the dataset `data` is, and where its artifacts are."""
-    if trainer(flags) != "benchmarks.other_networks":
-        return data, data
-    chosen, _ = other_networks.read_flags([*flags, "--dataset", data])
-    return f"{other_networks.subfolder(chosen)}/{data}", "custom"
+    network = network_of(data, flags)
+    return (f"{other_networks.subfolder(network)}/{data}", "custom") if network else (data, data)
 
 
 def commands(row, name, flags):

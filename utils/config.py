@@ -34,7 +34,7 @@ def configure(namespace, tensorflow=True):
     with tokenize.open(namespace["__file__"]) as file:
         constants = read_constants(file.read())
     parser = Parser(prog=namespace["__file__"].rsplit("/", 1)[-1], description=namespace["__doc__"],
-                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, (kind, many, comment) in constants.items():
         default = namespace[name]
         shown = " ".join(map(str, default)) if many and default else default

@@ -178,10 +178,11 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         row["transfer"] = {name: round(float(value), 6) for name, value in zip(HELD_OUT, transfers[label])
                            if not np.isnan(value)}
         counted = {name: value for name, value in row["transfer"].items() if name in able}
+        filtered = {}
         if masks is None:
             row["entropy"] = round(float(found["entropy"][label]), 6)
-        collapse = {"collapse": found["collapse"][label]} if masks is None and "123" in able else {}
-        row["decision"] = decide(asr, counted, settings, threshold, entropy=row.get("entropy", 0.0), **collapse)
+            filtered = {"entropy": row["entropy"], "collapse": found["collapse"][label] if "123" in able else 0.0}
+        row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
