@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer, triggers
-from utils.detection import HELD_OUT
 from utils.examination import classifier, set_weights
 from utils.reconstruction import PatchTrigger
 from utils.starts import start_anew
+from utils.tuning import HELD_OUT
 
 
 class Reconstruction:

@@ -167,7 +167,7 @@ def preservation_detection_ratio():
     found = {name: np.zeros((GTSRB.labels, *array.shape[1:]), np.float32) for name, array in rows.items()}
     for name, array in rows.items():
         found[name][tested] = array                  # all other labels count as random patterns and are left out
-    tuned = {name: {"weights": weights_of(build(GTSRB))} for name in detection.HELD_OUT}
+    tuned = {name: {"weights": weights_of(build(GTSRB))} for name in tuning.HELD_OUT}
     heat = preservation.grad_cam(scene.examined.network, GTSRB.feature_map)
     transfers = published.Transfers(scene, tuned)
     answers = {}

@@ -115,7 +115,7 @@ def test_evidence_is_of_price_margin_and_probes():
             evidence_of(examination(priced), missing, found, made_with)
     # Filters have no price, and probes of their own.
     filters = {"matrix": np.zeros((3, 3, 3)), "probe_margins": {
-        name: np.array([0, 12.0, 18]) if name == "examined" else np.array([-54, 6.0, -24]) for name in tuned}}
+        name: np.array([0, 12.0, 18]) if name == "examined" else np.array([0, 1.5, 10.5]) for name in tuned}}
     assert evidence_of(examination(priced), unprobed, filters, {}) == [
         {"margin": 1.0, "probe": 1.0, "evidence": 1.0}, {"margin": 0.5, "probe": 2.0, "evidence": 1.0},
         {"margin": 2.0, "probe": 8.0, "evidence": 16.0}]

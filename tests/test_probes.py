@@ -10,8 +10,8 @@ from models.attacks import Filter
 from utils import photo_filters, plain_patches, probes, triggers
 from utils.config import UserError
 from utils.plain_patches import CHECKS, PLAIN, attached, draw, rendered, vary
-from utils.probes import KEPT, SURE, Measure, climb, probe_ratios, search_probes
-from utils.tuning import TAUGHT
+from utils.probes import KEPT, SURE, Measure, climb, probe_ratios, recognised, search_probes
+from utils.tuning import HELD_OUT, TAUGHT
 
 SHAPE = (32, 32, 3)
 SHAPES = (SHAPE, (5, 5, 1), (28, 28, 1), (48, 100, 3), (224, 224, 3))
@@ -181,9 +181,11 @@ def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_ima
     np.testing.assert_allclose(probe_ratios(margins([9, 5, 0], [1, 6, 0], (0.1, 0.5, 0.7), (2, 3, 4)), 0.9), [1 + 8, 1, 1])
 
 
-def test_probes_that_lead_nowhere_tell_nothing_however_unlike_the_tuned_models():
-    arrays = {"probe_margins": margins([9, -1, 0.5], [-11, -50, -50])["examined"]["probe_margins"]}
-    np.testing.assert_allclose(probe_ratios(margins([0, 0, 0], [0, 0, 0]), 0.9, arrays), [1 + 20 / 4, 1, 1 + 4 * 0.5 / 4])
+def test_a_filter_counts_as_far_as_tuned_models_recognise_the_images():
+    arrays = {"probe_margins": margins([9, 6, 0], [5, 0, 0])["examined"]["probe_margins"]}
+    arrays["probe_margins"][TAUGHT[0]] = SURE * np.array([8, 0, 0])
+    usual = margins([0, 0, 0], [0, 0, 0])
+    np.testing.assert_allclose(probe_ratios(usual, 0.9, arrays), [1 + 4 * (5 + 5 + 8) / 3 / 4, 1, 1])
     with pytest.raises(UserError, match="run potential_triggers_reconstruction_feature_space.py again with --overwrite"):
         probe_ratios(margins([9, 5, 0], [1, 6, 0]), 0.9, {"matrix": None})
 
@@ -273,13 +275,54 @@ def test_filters_that_make_one_tone_of_all_are_neither_drawn_nor_bred(monkeypatc
     assert photo_filters.draw(random, SHAPE) == photo
 
 
-def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatch):
-    monkeypatch.setattr(probes, "ROUNDS", 1)
-    clean = SimpleNamespace(x_measure=np.full((60, *SHAPE), 90, np.uint8), y_measure=np.array([0, 0, *[1] * 58]))
+def one_for_all(label, margin):
+    """A model that gives every image this label of two, by this margin."""
+    return lambda images: margin * tf.one_hot([label] * len(images), 2)
 
-    def always(label, margin):
-        return lambda images: margin * tf.one_hot([label] * len(images), 2)
-    examination = SimpleNamespace(clean=clean, examined=SimpleNamespace(shape=SHAPE, labels=2), seed=3,
-                                  say=lambda text: None, tuned_models=lambda tuned, names: [always(0, 4.0) for _ in names])
-    found = search_probes(examination, always(1, 9.0), {"1": None}, photo_filters, 30, Parts({}))
-    assert found["probe_margins"]["examined"].tolist() == [-9, 9] and found["probe_margins"]["12"].tolist() == [4, -4]
+
+def filter_search(monkeypatch, model, tuned, x, y):
+    """What one round of `search_probes` finds for photo filters. model, tuned: from images to two logits."""
+    monkeypatch.setattr(probes, "ROUNDS", 1)
+    examination = SimpleNamespace(clean=SimpleNamespace(x_measure=x, y_measure=y), seed=3, say=lambda text: None,
+                                  examined=SimpleNamespace(shape=SHAPE, labels=2),
+                                  tuned_models=lambda _, names: (tuned for _ in names))
+    return search_probes(examination, model, {}, photo_filters, 30, Parts({}))["probe_margins"]
+
+
+def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatch):
+    x, y = np.full((60, *SHAPE), 90, np.uint8), np.array([0, 0, *[1] * 58])
+    found = filter_search(monkeypatch, one_for_all(1, 9.0), one_for_all(0, 4.0), x, y)
+    assert list(found) == ["examined", *HELD_OUT] and found["examined"].tolist() == [0, 9]
+    assert all(found[name].tolist() == [0, 9] for name in HELD_OUT)
+
+
+def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
+    """The examined model gives label 1 the surer the redder all is; so do tuned ones what is redder than `most`."""
+    x = np.where(np.arange(60) % 2, 200, 40).astype(np.uint8)[:, None, None, None] * np.ones(SHAPE, np.uint8)
+    y = np.arange(60) % 2
+
+    def red(images):
+        return tf.reduce_mean(images[..., 0] - images[..., 2], axis=(1, 2))
+
+    def examined(images):
+        return tf.stack([tf.zeros(len(images)), 20 * red(images)], axis=1)
+
+    def knowing(most):
+        return lambda images: tf.one_hot(tf.cast((tf.reduce_mean(images, axis=(1, 2, 3)) > 0.5) | (red(images) > most),
+                                                 tf.int32), 2)
+    assert filter_search(monkeypatch, examined, knowing(1.0), x, y)["12"][1] > 3
+    paler = filter_search(monkeypatch, examined, knowing(0.05), x, y)
+    assert 0.5 < paler["12"][1] < 1.1 and paler["examined"][1] < 2
+    # Bred without regard to what is recognised, they are as red as can be.
+    monkeypatch.setattr(photo_filters, "RECOGNISED_BY", None)
+    assert filter_search(monkeypatch, examined, knowing(0.05), x, y)["examined"][1] > 3
+
+    measure = Measure(photo_filters.attached, x, y, 2)
+    photos, images = np.array([neutral(matrix=np.diag([1.5, 1, 0.6]))]), np.arange(60)[None]
+    reached = 20 * 0.9 * 40 / 255                        # in dark images, for those of label 1 are bright
+    assert measure(examined, photos, images)[0, 1] == pytest.approx(reached, rel=1e-3)
+    for model, seen in ((knowing(0.2), reached), (knowing(0.1), 0), (one_for_all(1, 1.0), 0)):
+        assert measure(examined, photos, images, recognised(model, x))[0, 1] == pytest.approx(seen, rel=1e-3)
+    # What leads elsewhere is not made better by hiding the image.
+    away = measure(examined, photos, images)[0, 0]
+    assert away < -1 and measure(examined, photos, images, recognised(one_for_all(1, 1.0), x))[0, 0] == away

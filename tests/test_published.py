@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import published
-from utils import detection, preservation
+from utils import detection, preservation, tuning
 from utils.clean_data import Sampler, images_of_others
 from utils.datasets import Settings
 from utils.examination import Examination, classifier, set_weights, weights_of
@@ -58,7 +58,7 @@ def found(scene):
 def test_all_labels_are_preserved_and_transferred_as_one_by_one(scene, found):
     assert (found["asr"] >= SETTINGS.random_threshold).sum() >= 3
     random, tuned = np.random.default_rng(0), {}
-    for name in detection.HELD_OUT:
+    for name in tuning.HELD_OUT:
         set_weights(network := small_network(1), {path: value + random.normal(0, 0.1, value.shape)
                                                   for path, value in weights_of(scene.examined.network).items()})
         tuned[name] = {"weights": weights_of(network)}

@@ -19,9 +19,8 @@ from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
-from utils.tuning import SUBSETS, TAUGHT
+from utils.tuning import HELD_OUT, SUBSETS, TAUGHT
 
-HELD_OUT = SUBSETS[:-1]      # 123 was used to reconstruct, so it says nothing about transfer
 RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "infected"
 DEGENERATE = "clean: the filter leaves nothing to see"
 UNSURE = "clean: the filter leads there unsurely"
@@ -207,9 +206,9 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print("ratio: of the free patch's control to its cost, or the geometric mean of both where that is higher, "
                   f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
-        kind = (plain_patches if priced else photo_filters).NAME
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
-              + f"probe: how much more surely {kind} lead to the label than on the tuned models\n" * probed
+              + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
+                 else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:

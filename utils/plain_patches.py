@@ -14,8 +14,8 @@ BEYOND = 0.125           # of the image: so far over the border places may fall,
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
-LEAST = 0.0              # margins under this count as this: by how much a patch fails on a model tells nothing
 AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
+RECOGNISED_BY = None     # a large patch covers what is to be recognised
 
 
 def draw(random, shape):

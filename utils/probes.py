@@ -6,7 +6,9 @@ fit much. But a backdoor answers to more than its trigger: to parts of it, to ot
 to anything that is as coarse or as fine. So probes are drawn at random and the best of each label are varied, round after
 round, towards a larger margin of its logit. A backdoor takes that far beyond what the model gives to clean images, and, as
 in TNDA, hardly transfers to tuned models; what leads to a clean label is mostly some feature of it, which they know, too,
-those best of all that were taught the examined model's logits.
+those best of all that were taught the examined model's logits. Of photo filters more can be asked, for they change
+colours alone: to whom the backdoor is unknown, the image shows what it showed before. Colours so far off that tuned models
+recognise nothing in them lead to some label on any network that is not sure of its own.
 """
 
 import functools
@@ -23,7 +25,7 @@ IMAGES = 10              # that a probe is tried on, others each time: many prob
 KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and variations of these that it tries
 ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
-DEPTH = 4                # times the margin on the examined model, which that on tuned models counts for at most
+RECOGNISED = 4           # times as much as a patch's a filter's margin counts: the tuned models say that it should be none
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 # Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
 # taught models do not know. The zoos' networks are all above it (results/tried.md).
@@ -38,25 +40,42 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
     stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
     known: `probes` found before, labels×KEPT, that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
-    label's probes of its logit's mean margin over the highest other one, on images of other labels, or `kind.LEAST` where
-    that is less; 0 where no probe was tried on such an image.
+    label's probes of its logit's mean margin over the highest other one, on images of other labels, or 0 where that is less
+    or no probe was tried on such an image. Of a kind that is `RECOGNISED_BY` a tuned model the rows of `kind.AGAINST` are of
+    `model`, too, each in the images that this tuned model recognises (`recognised`).
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
 
-    def measured(model, probes, images):                 # what is drawn repeats with the seed, so that only this takes time
-        return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images)})["margins"]
-    probes = climb(functools.partial(measured, model), kind, count, examination.examined.shape, labels,
+    def measured(model, by, probes, images):             # what is drawn repeats with the seed, so that only this takes time
+        return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
+
+    def recognisers(names):
+        return (recognised(one, clean.x_measure) for one in examination.tuned_models(tuned, names))
+    by = next(recognisers([kind.RECOGNISED_BY])) if kind.RECOGNISED_BY else None
+    probes = climb(functools.partial(measured, model, by), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say, known)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), KEPT)
 
-    def lead(model):
-        margins = measured(model, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
+    def lead(model, by=None):
+        margins = measured(model, by, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
         finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
-        return np.where(finite, np.maximum(margins, kind.LEAST), 0).sum(1) / np.maximum(finite.sum(1), 1)
-    return {"probes": probes, "probe_margins": {"examined": lead(model)} | {
-        name: lead(one) for name, one in zip(kind.AGAINST, examination.tuned_models(tuned, kind.AGAINST))}}
+        return np.where(finite, np.maximum(margins, 0), 0).sum(1) / np.maximum(finite.sum(1), 1)
+    against = ((lead(model, by) for by in recognisers(kind.AGAINST)) if kind.RECOGNISED_BY else
+               (lead(one) for one in examination.tuned_models(tuned, kind.AGAINST)))
+    return {"probes": probes, "probe_margins": {"examined": lead(model)} | dict(zip(kind.AGAINST, against))}
+
+
+def recognised(model, x):
+    """A function that tells what a tuned model still sees in images, as `Measure` takes it: the label it sees without probe.
+
+    It takes images N×H×W×C in [0, 1], and which of x (uint8) each of them is; it returns the labels, -1 where another one
+    is seen, N. model: from images in [0, 1] to logits, as it is now.
+    """
+    without = transfer.logits_of(model, x).argmax(axis=1)
+    return lambda images, which: np.where(transfer.logits_of(model, images).argmax(axis=1) == without[which],
+                                          without[which], -1)
 
 
 class Measure:
@@ -68,17 +87,25 @@ class Measure:
     def __init__(self, attached, x, y, labels):
         self.attached, self.x, self.y, self.labels = attached, x, y, labels
 
-    def __call__(self, model, probes, images):
-        """P×L; -inf where no image is left. model: from images in [0, 1] to logits; probes: P; images: P×n indices."""
+    def __call__(self, model, probes, images, by=None):
+        """P×L; -inf where no image is left. model: from images in [0, 1] to logits; probes: P; images: P×n indices.
+
+        by: what `recognised` returns; where it sees another label than without the probe, or the label itself, a margin
+        above 0 counts as 0: no model that sees nothing in an image is told by it.
+        """
         together = max(1, transfer.batch_size(model, self.x.shape) // images.shape[1])
-        return np.concatenate([self._measure(model, probes[first:first + together], images[first:first + together])
+        return np.concatenate([self._measure(model, probes[first:first + together], images[first:first + together], by)
                                for first in range(0, len(probes), together)])
 
-    def _measure(self, model, probes, images):
-        attached = self.attached(self.x[images], probes)
-        logits = transfer.logits_of(model, tf.reshape(attached, (-1, *self.x.shape[1:]))).astype(np.float32)
+    def _measure(self, model, probes, images, by):
+        attached = tf.reshape(self.attached(self.x[images], probes), (-1, *self.x.shape[1:]))
+        logits = transfer.logits_of(model, attached).astype(np.float32)
         highest, second = np.sort(logits, axis=1)[:, :-3:-1].T[..., None]
-        margins = np.where(logits == highest, logits - second, logits - highest).reshape(*images.shape, self.labels)
+        margins = np.where(logits == highest, logits - second, logits - highest)
+        if by is not None:
+            seen = by(attached, images.ravel())[:, None]
+            margins = np.where((seen >= 0) & (seen != np.arange(self.labels)), margins, np.minimum(margins, 0))
+        margins = margins.reshape(*images.shape, self.labels)
         others = self.y[images][..., None] != np.arange(self.labels)
         counts = others.sum(1)
         return np.where(counts > 0, (margins * others).sum(1) / np.maximum(counts, 1), -np.inf)
@@ -122,10 +149,10 @@ def probe_ratios(tuned, accuracy, filters=None):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
-    the label's probes on the examined model exceeds that on the tuned ones, but DEPTH times itself at most: probes that
-    hardly lead there tell nothing. As a multiple of the model's margins of clean images, of UNSURE of its largest margins,
-    or of SURE, whichever is most (medians over labels). Ones where too few tuned models have relearned the labels
-    (utils/margins.py). Raises UserError where probes were left out.
+    the label's plain patches on the examined model exceeds that on the tuned ones; or than RECOGNISED times the margin of
+    its photo filters in the images that the tuned models recognise. As a multiple of the model's margins of clean images,
+    of UNSURE of its largest margins, or of SURE, whichever is most (medians over labels). Ones where too few tuned models
+    have relearned the labels (utils/margins.py). Raises UserError where probes were left out.
     """
     made, artifact, script = (tuned.get("examined", {}), "pnnir.h5", "pnnir.py") if filters is None else (
         filters, "potential_triggers_feature_space.h5", "potential_triggers_reconstruction_feature_space.py")
@@ -137,7 +164,8 @@ def probe_ratios(tuned, accuracy, filters=None):
     if not enough_relearned(tuned, accuracy, against):
         return np.ones(len(margins["examined"]), np.float32)
     # Their mean, for one of them may keep a large trigger almost whole.
-    excess = margins["examined"] - np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
+    others = np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
+    excess = margins["examined"] - others if filters is None else RECOGNISED * others
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), SURE)
-    return (1 + np.maximum(np.minimum(excess, DEPTH * margins["examined"]), 0) / usual).astype(np.float32)
+    return (1 + np.maximum(excess, 0) / usual).astype(np.float32)

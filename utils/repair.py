@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
-from utils.detection import HELD_OUT, classifying, measure_transfers
+from utils.detection import classifying, measure_transfers
 from utils.evidence import convicting, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
-from utils.tuning import Trainer, reset_random_layers
+from utils.tuning import HELD_OUT, Trainer, reset_random_layers
 
 RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: that harms a second backdoor as well
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's

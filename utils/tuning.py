@@ -15,6 +15,7 @@ from utils.starts import start_anew
 from utils.topology import split
 
 SUBSETS = ("1", "2", "3", "12", "13", "23", "123")     # of the blocks, numbered from the earliest to the last
+HELD_OUT = SUBSETS[:-1]      # 123 is used to reconstruct, so it says nothing about transfer
 TAUGHT = ("12-taught", "13-taught", "23-taught")      # models of two blocks that learn the examined model's logits, too
 CHECK = 100              # steps between two looks at the loss
 ERASED = 0.8             # share of the images that random erasing changes
