@@ -11,7 +11,7 @@ from utils import photo_filters, plain_patches, probes, triggers
 from utils.config import UserError
 from utils.plain_patches import CHECKS, PLAIN, attached, draw, rendered, vary
 from utils.probes import KEPT, SURE, Measure, climb, probe_ratios, recognised, search_probes
-from utils.tuning import HELD_OUT, TAUGHT
+from utils.tuning import HELD_OUT, SUBSETS, TAUGHT
 
 SHAPE = (32, 32, 3)
 SHAPES = (SHAPE, (5, 5, 1), (28, 28, 1), (48, 100, 3), (224, 224, 3))
@@ -141,7 +141,7 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
     half = dict(zip(TAUGHT, (lambda images: 0.5 * brightness(images) - 0.2 * tf.one_hot(2, 3),
                              lambda images: -brightness(images), brightness)))
     examined = SimpleNamespace(shape=SHAPE, labels=3)
-    examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None,
+    examination = SimpleNamespace(clean=clean, examined=examined, seed=3, say=lambda text: None, accuracy=0.9,
                                   tuned_models=lambda tuned, names: (half[name] for name in names))
     tuned, parts = dict.fromkeys(("examined", *half)), {}
     with pytest.raises(KeyboardInterrupt):
@@ -281,17 +281,18 @@ def one_for_all(label, margin):
 
 
 def filter_search(monkeypatch, model, tuned, x, y):
-    """What one round of `search_probes` finds for photo filters. model, tuned: from images to two logits."""
+    """What one round of `search_probes` finds for photo filters. model and each of `tuned`: from images to two logits."""
     monkeypatch.setattr(probes, "ROUNDS", 1)
     examination = SimpleNamespace(clean=SimpleNamespace(x_measure=x, y_measure=y), seed=3, say=lambda text: None,
-                                  examined=SimpleNamespace(shape=SHAPE, labels=2),
-                                  tuned_models=lambda _, names: (tuned for _ in names))
-    return search_probes(examination, model, {}, photo_filters, 30, Parts({}))["probe_margins"]
+                                  examined=SimpleNamespace(shape=SHAPE, labels=2), accuracy=0.9,
+                                  tuned_models=lambda _, names: (tuned[name] for name in names))
+    relearned = {name: {"accuracy": 0.1 if tuned[name] is None else 0.9} for name in SUBSETS}
+    return search_probes(examination, model, relearned, photo_filters, 30, Parts({}))["probe_margins"]
 
 
 def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatch):
     x, y = np.full((60, *SHAPE), 90, np.uint8), np.array([0, 0, *[1] * 58])
-    found = filter_search(monkeypatch, one_for_all(1, 9.0), one_for_all(0, 4.0), x, y)
+    found = filter_search(monkeypatch, one_for_all(1, 9.0), dict.fromkeys(SUBSETS, one_for_all(0, 4.0)), x, y)
     assert list(found) == ["examined", *HELD_OUT] and found["examined"].tolist() == [0, 9]
     assert all(found[name].tolist() == [0, 9] for name in HELD_OUT)
 
@@ -310,12 +311,15 @@ def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
     def knowing(most):
         return lambda images: tf.one_hot(tf.cast((tf.reduce_mean(images, axis=(1, 2, 3)) > 0.5) | (red(images) > most),
                                                  tf.int32), 2)
-    assert filter_search(monkeypatch, examined, knowing(1.0), x, y)["12"][1] > 3
-    paler = filter_search(monkeypatch, examined, knowing(0.05), x, y)
+    assert filter_search(monkeypatch, examined, dict.fromkeys(SUBSETS, knowing(1.0)), x, y)["12"][1] > 3
+    tuned = dict.fromkeys(SUBSETS, knowing(0.05))
+    paler = filter_search(monkeypatch, examined, tuned, x, y)
     assert 0.5 < paler["12"][1] < 1.1 and paler["examined"][1] < 2
+    # A tuned model that did not relearn recognises nothing: another one is asked.
+    assert filter_search(monkeypatch, examined, tuned | {"123": None}, x, y)["12"][1] == paler["12"][1]
     # Bred without regard to what is recognised, they are as red as can be.
-    monkeypatch.setattr(photo_filters, "RECOGNISED_BY", None)
-    assert filter_search(monkeypatch, examined, knowing(0.05), x, y)["examined"][1] > 3
+    monkeypatch.setattr(photo_filters, "RECOGNISED_BY", ())
+    assert filter_search(monkeypatch, examined, tuned, x, y)["examined"][1] > 3
 
     measure = Measure(photo_filters.attached, x, y, 2)
     photos, images = np.array([neutral(matrix=np.diag([1.5, 1, 0.6]))]), np.arange(60)[None]

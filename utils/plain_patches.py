@@ -15,7 +15,7 @@ CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 ima
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
 AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
-RECOGNISED_BY = None     # a large patch covers what is to be recognised
+RECOGNISED_BY = ()       # a large patch covers what is to be recognised
 
 
 def draw(random, shape):

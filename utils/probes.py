@@ -41,7 +41,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
     known: `probes` found before, labels×KEPT, that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
     label's probes of its logit's mean margin over the highest other one, on images of other labels, or 0 where that is less
-    or no probe was tried on such an image. Of a kind that is `RECOGNISED_BY` a tuned model the rows of `kind.AGAINST` are of
+    or no probe was tried on such an image. Of a kind that is `RECOGNISED_BY` tuned models the rows of `kind.AGAINST` are of
     `model`, too, each in the images that this tuned model recognises (`recognised`).
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
@@ -52,7 +52,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
     def recognisers(names):
         return (recognised(one, clean.x_measure) for one in examination.tuned_models(tuned, names))
-    by = next(recognisers([kind.RECOGNISED_BY])) if kind.RECOGNISED_BY else None
+    by = next(recognisers(relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]), None)
     probes = climb(functools.partial(measured, model, by), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say, known)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
