@@ -9,7 +9,7 @@ one that erases it leads to some label on any model. Written apart from the trig
 import numpy as np
 import tensorflow as tf
 
-from utils.tuning import HELD_OUT, SUBSETS
+from utils.tuning import SUBSETS
 
 LUMINANCE = (0.299, 0.587, 0.114)        # of red, green and blue
 # Bounds that leave something to be seen.
@@ -21,7 +21,7 @@ CORNERS = (0.0, 0.8)     # of the light that is missing there
 GREYS = np.full((1, 3, 3, 3, 3), np.array([0, 128, 255], np.uint8)[:, None, None, None])
 APART = 0.1              # in lightness: black and middle grey, and middle grey and white, whatever else a filter does
 NAME = "photo filters"
-AGAINST = HELD_OUT       # tuned models: what these recognise, too, counts
+AGAINST = SUBSETS        # tuned models: what these recognise, too, counts
 RECOGNISED_BY = SUBSETS[::-1]    # the first that relearned: filters are bred in images that it recognises
 FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),
           ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32)]
