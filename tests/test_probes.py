@@ -182,10 +182,13 @@ def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_ima
 
 
 def test_a_filter_counts_as_far_as_tuned_models_recognise_the_images():
-    arrays = {"probe_margins": margins([9, 6, 0], [5, 0, 0])["examined"]["probe_margins"]}
-    arrays["probe_margins"][TAUGHT[0]] = SURE * np.array([8, 0, 0])
-    usual = margins([0, 0, 0], [0, 0, 0])
-    np.testing.assert_allclose(probe_ratios(usual, 0.9, arrays), [1 + 4 * (5 + 5 + 8) / 3 / 4, 1, 1])
+    rows = {name: SURE * np.array([5, 0, 0]) for name in SUBSETS}
+    arrays = {"probe_margins": {"examined": SURE * np.array([9, 6, 0])} | rows | {"12": SURE * np.array([12, 0, 0])}}
+    tuned = margins([0, 0, 0], [0, 0, 0]) | {name: {"accuracy": 0.9} for name in SUBSETS}
+    np.testing.assert_allclose(probe_ratios(tuned, 0.9, arrays), [1 + 4 * (6 * 5 + 12) / 7 / 4, 1, 1])
+    few = tuned | dict.fromkeys(SUBSETS[:3], {"accuracy": 0.3})
+    np.testing.assert_allclose(probe_ratios(few, 0.9, arrays), [1 + 4 * (3 * 5 + 12) / 4 / 4, 1, 1])
+    np.testing.assert_array_equal(probe_ratios(few | {"12": {"accuracy": 0.3}}, 0.9, arrays), np.ones(3))
     with pytest.raises(UserError, match="run potential_triggers_reconstruction_feature_space.py again with --overwrite"):
         probe_ratios(margins([9, 5, 0], [1, 6, 0]), 0.9, {"matrix": None})
 
@@ -316,8 +319,8 @@ def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
     paler = filter_search(monkeypatch, examined, tuned, x, y)
     assert 0.5 < paler["12"][1] < 1.1 and paler["examined"][1] < 2
     # A tuned model that did not relearn recognises nothing: another one is asked.
-    blind = tuned | {"123": one_for_all(1, 1.0)}
-    assert filter_search(monkeypatch, examined, blind, x, y, idle=("123",))["12"][1] == paler["12"][1]
+    blind = filter_search(monkeypatch, examined, tuned | {"123": one_for_all(1, 1.0)}, x, y, idle=("123",))
+    assert blind["12"][1] == paler["12"][1] and blind["123"][1] == 0
     # Bred without regard to what is recognised, they are as red as can be.
     monkeypatch.setattr(photo_filters, "RECOGNISED_BY", ())
     assert filter_search(monkeypatch, examined, tuned, x, y)["examined"][1] > 3
@@ -330,4 +333,4 @@ def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
         assert measure(examined, photos, images, recognised(model, x))[0, 1] == pytest.approx(seen, rel=1e-3)
     # What leads elsewhere is not made better by hiding the image.
     away = measure(examined, photos, images)[0, 0]
-    assert away < -1 and measure(examined, photos, images, recognised(one_for_all(1, 1.0), x))[0, 0] == away
+    assert away < -1 and measure(examined, photos, images, lambda filtered, which: np.full(len(which), -1))[0, 0] == away

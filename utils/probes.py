@@ -25,7 +25,8 @@ IMAGES = 10              # that a probe is tried on, others each time: many prob
 KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and variations of these that it tries
 ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
-RECOGNISED = 4           # times as much as a patch's a filter's margin counts: the tuned models say that it should be none
+# As many times as a patch's a filter's margin counts: where tuned models recognise the image, theirs is far below zero.
+RECOGNISED = 4
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 # Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
 # taught models do not know. The zoos' networks are all above it (results/tried.md).
@@ -41,8 +42,9 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
     known: `probes` found before, labels×KEPT, that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
     label's probes of its logit's mean margin over the highest other one, on images of other labels, or 0 where that is less
-    or no probe was tried on such an image. Of a kind that is `RECOGNISED_BY` tuned models the rows of `kind.AGAINST` are of
-    `model`, too, each in the images that this tuned model recognises (`recognised`).
+    or no probe was tried on such an image. A kind that is `RECOGNISED_BY` tuned models is bred in images that the first of
+    these recognises which relearned the labels; its rows of `kind.AGAINST` are the margins of `model`, too, each in the
+    images that this tuned model recognises (`recognised`).
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
@@ -52,7 +54,8 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
     def recognisers(names):
         return (recognised(one, clean.x_measure) for one in examination.tuned_models(tuned, names))
-    by = next(recognisers(relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]), None)
+    first = relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]
+    by = next(recognisers(first)) if first else None
     probes = climb(functools.partial(measured, model, by), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say, known)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
@@ -90,8 +93,8 @@ class Measure:
     def __call__(self, model, probes, images, by=None):
         """P×L; -inf where no image is left. model: from images in [0, 1] to logits; probes: P; images: P×n indices.
 
-        by: what `recognised` returns; where it sees another label than without the probe, or the label itself, a margin
-        above 0 counts as 0: no model that sees nothing in an image is told by it.
+        by: what `recognised` returns; where it sees another label than without the probe, or saw the probe's already, a
+        margin above 0 counts as 0: where nothing is to be recognised, what the model sees tells nothing.
         """
         together = max(1, transfer.batch_size(model, self.x.shape) // images.shape[1])
         return np.concatenate([self._measure(model, probes[first:first + together], images[first:first + together], by)
