@@ -2,8 +2,8 @@
 
 `utils.probes` breeds them. A filter mixes the channels, bends the tones of each, sets the lightness of its black and its
 white, and darkens the corners: 20 parameters, too few to fit a network. Sepia, nashville, gotham and the like are such
-filters, or near one; a colour matrix (paper, supplementary) lifts no shadows. Every filter leaves the picture to be seen:
-one that erases it leads to some label on any model. Written apart from the triggers of models/attacks.py on purpose.
+filters, or near one; a colour matrix (paper, supplementary) lifts no shadows. Every filter keeps light and dark apart:
+one that erases all leads to some label on any model. Written apart from the triggers of models/attacks.py on purpose.
 """
 
 import numpy as np
