@@ -26,7 +26,7 @@ KEPT, VARIED = 4, 8      # probes of a label that go on to the next round, and v
 ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
 # As many times as a patch's a filter's margin counts: where tuned models recognise the image, theirs is far below zero.
-RECOGNISED = 4
+FILTER_WEIGHT = 4
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 # Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
 # taught models do not know. The zoos' networks are all above it (results/tried.md).
@@ -51,12 +51,9 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
     def measured(model, by, probes, images):             # what is drawn repeats with the seed, so that only this takes time
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
-
-    def recognisers(names):
-        return (recognised(one, clean.x_measure) for one in examination.tuned_models(tuned, names))
     first = relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]
-    by = next(recognisers(first)) if first else None
-    probes = climb(functools.partial(measured, model, by), kind, count, examination.examined.shape, labels,
+    breeder = recognised(next(examination.tuned_models(tuned, first)), clean.x_measure) if first else None
+    probes = climb(functools.partial(measured, model, breeder), kind, count, examination.examined.shape, labels,
                    len(clean.x_measure), seed, examination.say, known)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), KEPT)
@@ -65,9 +62,10 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
         margins = measured(model, by, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
         finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
         return np.where(finite, np.maximum(margins, 0), 0).sum(1) / np.maximum(finite.sum(1), 1)
-    against = ((lead(model, by) for by in recognisers(kind.AGAINST)) if kind.RECOGNISED_BY else
-               (lead(one) for one in examination.tuned_models(tuned, kind.AGAINST)))
-    return {"probes": probes, "probe_margins": {"examined": lead(model)} | dict(zip(kind.AGAINST, against))}
+    rows = {"examined": lead(model)}
+    for subset, one in zip(kind.AGAINST, examination.tuned_models(tuned, kind.AGAINST)):
+        rows[subset] = lead(model, recognised(one, clean.x_measure)) if kind.RECOGNISED_BY else lead(one)
+    return {"probes": probes, "probe_margins": rows}
 
 
 def recognised(model, x):
@@ -152,7 +150,7 @@ def probe_ratios(tuned, accuracy, filters=None):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
-    the label's plain patches on the examined model exceeds that on the tuned ones; or than RECOGNISED times the margin of
+    the label's plain patches on the examined model exceeds that on the tuned ones; or than FILTER_WEIGHT times the margin of
     its photo filters in the images that the tuned models recognise. As a multiple of the model's margins of clean images,
     of UNSURE of its largest margins, or of SURE, whichever is most (medians over labels). Ones where too few tuned models
     have relearned the labels (utils/margins.py). Raises UserError where probes were left out.
@@ -168,7 +166,7 @@ def probe_ratios(tuned, accuracy, filters=None):
         return np.ones(len(margins["examined"]), np.float32)
     # Their mean, for one of them may keep a large trigger almost whole.
     others = np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
-    excess = margins["examined"] - others if filters is None else RECOGNISED * others
+    excess = margins["examined"] - others if filters is None else FILTER_WEIGHT * others
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), SURE)
     return (1 + np.maximum(excess, 0) / usual).astype(np.float32)
