@@ -1,6 +1,7 @@
 """Zoos of models and the tables made of their scans (benchmarks/)."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_the_zoos_share_no_seed_trigger_or_name():
                 (name, attack.spec()) for attack in parse_attacks(words, row.shape, row.labels))
             seen.setdefault(part, []).append(flags[flags.index("--seed") + 1])
     assert not set(seen["validation"]) & set(seen["test"])
+
+
+def test_published_figures_hold_each_scan_once():
+    for path in pathlib.Path("results").glob("*.jsonl"):
+        scans = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len({zoo.scan_key(scan) for scan in scans}) == len(scans) > 0, path
 
 
 def test_wilson_interval_has_the_textbook_values():
