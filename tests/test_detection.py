@@ -188,6 +188,25 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     assert infected(6.0) == [1] and infected(5.0) == [0]          # 2.5 ln(10) convict
 
 
+def test_the_price_of_a_patch_that_works_on_a_tuned_model_does_not_count(tmp_path):
+    """What is as cheap on a clean variant is no backdoor's price; margin and probe may convict the label all the same."""
+    labels, one = np.arange(4), np.ones(4)
+    found = {"asr": one, "mask": np.zeros((4, 2, 2)), "label": labels, "cost": one, "free": {"label": labels, "cost": one},
+             "usual_ratio": np.float32(1)}
+    scene = examination(replace(TNDA, evidence=2.5, unpriced_transfer=0.5))
+    evidence = [{"ratio": ratio, "margin": 1.0, "probe": probe, "evidence": ratio * probe}
+                for ratio, probe in ((4.0, 2.0), (4.0, 6.0), (4.0, 2.0), (0.8, 5.0))]
+    transfers = np.array([[0.5, 0, 0, 0, 0, 0]] * 2 + [[0.49] * 6, [1.0] * 6], np.float32)
+
+    def rows(**dead):
+        tuned = {name: {"accuracy": dead.get("m" + name, 0.9)} for name in SUBSETS}
+        stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
+        return list(report(scene, stage, tuned, found, transfers, 0.5, found["mask"], evidence)["labels"].values())
+    assert [(row["ratio"], row["evidence"], row["decision"]) for row in rows()] == [      # 2.5 ln(10), 5.76, convict
+        (1, 2, NO_CHEAPER), (1, 6, INFECTED), (4, 8, INFECTED), (0.8, 4, NO_CHEAPER)]
+    assert rows(m1=0.3)[0]["decision"] == INFECTED       # a model that does not classify says nothing
+
+
 def test_filters_have_a_threshold_of_their_own():
     both = replace(TNDA, filter_random_threshold=0.95)
     assert random_under(both, {"matrix": None}) == 0.95 and random_under(both, {"mask": None, "pattern": None}) == 0.6

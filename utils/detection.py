@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, sureness_of, weighed
+from utils.evidence import convicting, factors_of, sureness_of, unpriced, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -183,7 +183,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
             filtered = {"entropy": row["entropy"], "collapse": found["collapse"][label] if "123" in able else 0.0}
         row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
-            row = row | costs[label] | evidence[label]
+            carries = priced and max(counted.values(), default=0.0) >= settings.unpriced_transfer
+            row = row | costs[label] | (unpriced(evidence[label]) if carries else evidence[label])
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
@@ -205,7 +206,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         if priced:
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print("ratio: of the free patch's control to its cost, or the geometric mean of both where that is higher, "
-                  f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
+                  f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f}); at most 1 where the patch "
+                  f"works in {settings.unpriced_transfer:.0%} of the images or more on a tuned model, too")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed

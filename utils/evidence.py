@@ -3,7 +3,8 @@
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
 (utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all. What moves
 one of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
-(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1.
+(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1; so does the low
+price of a patch that transfers to a tuned model.
 """
 
 import math
@@ -38,6 +39,15 @@ def sureness_of(factors):
 def weighed(ratios, sureness):
     """The evidence of every label, L. ratios: label → price ratio, those that were measured; sureness: L."""
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
+
+
+def unpriced(fields):
+    """A label's JSON fields, from `utils.detection.evidence_of`, with a price that counts as usual where it was lower.
+
+    For patches that work on a tuned model, too: they are no cheaper on the examined model than where no backdoor is.
+    """
+    ratio = fields.get("ratio", 1.0)
+    return fields if ratio <= 1 else fields | {"ratio": 1.0, "evidence": round(fields["evidence"] / ratio, 6)}
 
 
 def convicting(settings, labels, probed, filters=False):
