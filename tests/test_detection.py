@@ -172,12 +172,16 @@ def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
     assert "WARNING: tuned models" in capsys.readouterr().out
 
 
+def priced_patches(count):
+    """Arrays of potential_triggers.h5 as `report` reads them: so many labels, each reached by a patch of the same cost."""
+    labels, one = np.arange(count), np.ones(count)
+    return {"asr": one, "mask": np.zeros((count, 2, 2)), "label": labels, "cost": one,
+            "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1)}
+
+
 def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
-    labels, one = np.arange(3), np.ones(3)
-    found = {"asr": one, "mask": np.zeros((3, 2, 2)), "label": labels, "cost": one, "free": {"label": labels, "cost": one},
-             "usual_ratio": np.float32(1)}
-    scene = examination(replace(TNDA, evidence=2.5))
+    found, scene = priced_patches(3), examination(replace(TNDA, evidence=2.5))
     tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
 
     def infected(second):
@@ -190,10 +194,7 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
 
 def test_the_price_of_a_patch_that_works_on_a_tuned_model_does_not_count(tmp_path):
     """What is as cheap on a clean variant is no backdoor's price; margin and probe may convict the label all the same."""
-    labels, one = np.arange(4), np.ones(4)
-    found = {"asr": one, "mask": np.zeros((4, 2, 2)), "label": labels, "cost": one, "free": {"label": labels, "cost": one},
-             "usual_ratio": np.float32(1)}
-    scene = examination(replace(TNDA, evidence=2.5, unpriced_transfer=0.5))
+    found, scene = priced_patches(4), examination(replace(TNDA, evidence=2.5, unpriced_transfer=0.5))
     evidence = [{"ratio": ratio, "margin": 1.0, "probe": probe, "evidence": ratio * probe}
                 for ratio, probe in ((4.0, 2.0), (4.0, 6.0), (4.0, 2.0), (0.8, 5.0))]
     transfers = np.array([[0.5, 0, 0, 0, 0, 0]] * 2 + [[0.49] * 6, [1.0] * 6], np.float32)
