@@ -31,7 +31,6 @@ TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
 EVIDENCE: float | None = None            # times ln(labels): the evidence of controls, margins, probes that convicts a label
 UNPROBED_EVIDENCE: float | None = None   # the same where too few tuned models know the labels for probes to count
-UNPRICED_TRANSFER: float | None = None   # transfer from which on a low price of the patch does not count
 configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
@@ -39,7 +38,7 @@ from utils.detection import evidence_of, measure_transfers, report, require_pres
 from utils.examination import examinations
 
 FIELDS = ("random_threshold", "measured_images", "transfer_threshold", "transfers_needed", "controls", "evidence",
-          "unprobed_evidence", "unpriced_transfer")
+          "unprobed_evidence")
 
 
 def main():

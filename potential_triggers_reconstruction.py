@@ -44,7 +44,8 @@ configure(globals())
 
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
-from utils.evidence import factors_of, ratios_needed
+from utils.detection import measure_transfers, transfers_that_count
+from utils.evidence import exclusiveness, factors_of, ratios_needed
 from utils.examination import examinations
 from utils.reconstruction import reconstruct_patches
 from utils.repair import repaired_evidence
@@ -63,9 +64,11 @@ def main():
                 continue
             controls = examination.settings.controls
             models = examination.models(tuned, ["examined/123", *controls])
-            needed = ratios_needed(examination.settings, factors_of(tuned, examination.accuracy)) if controls else None
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
+                first = stage.part("first-transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})
+                exclusive = exclusiveness(transfers_that_count(examination, tuned, first["transfer"]))
+                needed = ratios_needed(examination.settings, factors_of(tuned, examination.accuracy), exclusive)
                 arrays = measure_controls(examination, models, arrays, needed, stage, LABELS_AT_ONCE)
                 arrays["repaired_evidence"] = repaired_evidence(
                     examination, tuned, made_with, models, arrays, stage, LABELS_AT_ONCE)

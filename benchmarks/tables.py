@@ -156,9 +156,8 @@ def model_rows(scans, zoo):
 
     zoo: flags of models.train by dataset and name.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, "
-             "**evidence** of the target | "
-             "of the two highest other labels |", "|---|---|---|---|---|"]
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, "
+             "**evidence** of the target | of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
         row = dataset(scan["dataset"])
@@ -198,11 +197,14 @@ def in_words(attack):
 
 
 def _call(row, mark=""):
-    """Ratio (of a filter ASR), margin, probe, evidence of a label, and what is left without other labels' backdoors."""
+    """Ratio (of a filter ASR), margin, probe, exclusiveness and evidence of a label.
+
+    And what is left of it without other labels' backdoors.
+    """
     first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
-    probe = f", {row['probe']:.2f}" if "probe" in row else ""
-    return f"{first}, {row.get('margin', math.nan):.2f}{probe}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
+    more = "".join(f", {row[name]:.2f}" for name in ("probe", "exclusive") if name in row)
+    return f"{first}, {row.get('margin', math.nan):.2f}{more}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
 def separation(scans):
@@ -237,6 +239,8 @@ def statistics(row):
                   "ratio": row["ratio"]}
     if "probe" in row:
         found |= {"probe": row["probe"]}
+    if "exclusive" in row:
+        found |= {"exclusive": row["exclusive"]}
     if "margin" in row:
         found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found

@@ -1,5 +1,6 @@
 """The decision rule on made-up transfer tables."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import convicting, factors_of, ratios_needed
+from utils.evidence import convicting, exclusiveness, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -81,7 +82,7 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
     assert fields[1] == {"margin": 0.5, "probe": 3.0, "evidence": 1.5}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
-    needed = ratios_needed(priced, factors_of(tuned, 0.9))
+    needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
     assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
     # One taught model alone knows the labels: nothing but the price counts, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
@@ -90,7 +91,8 @@ def test_evidence_is_of_price_margin_and_probes():
     for patches, missed in ((True, "large triggers will be missed"), (False, "no matrix matches will be missed")):
         warning, = warnings_of(examination(priced), tuned, fields, patches)
         assert "only 1 of 3 taught models and 7 of 7 others" in warning and missed in warning
-    np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9)), np.log(10))
+    own = np.array([1, 2, 0.5])
+    np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9), own), np.log(10) / own)
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.9
     # So it is with three of the seven others.
     few = tuned | {name: tuned[name] | {"accuracy": 0.3} for name in SUBSETS[:4]}
@@ -192,20 +194,30 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     assert infected(6.0) == [1] and infected(5.0) == [0]          # 2.5 ln(10) convict
 
 
-def test_the_price_of_a_patch_that_works_on_a_tuned_model_does_not_count(tmp_path):
-    """What is as cheap on a clean variant is no backdoor's price; margin and probe may convict the label all the same."""
-    found, scene = priced_patches(4), examination(replace(TNDA, evidence=2.5, unpriced_transfer=0.5))
-    evidence = [{"ratio": ratio, "margin": 1.0, "probe": probe, "evidence": ratio * probe}
-                for ratio, probe in ((4.0, 2.0), (4.0, 6.0), (4.0, 2.0), (0.8, 5.0))]
-    transfers = np.array([[0.5, 0, 0, 0, 0, 0]] * 2 + [[0.49] * 6, [1.0] * 6], np.float32)
+def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):
+    """What works on a clean variant is no backdoor's; how well the other labels' patches do tells what is usual."""
+    found, scene = priced_patches(5), examination(replace(TNDA, evidence=2.5))
+    found["asr"] = np.array([1, 1, 1, 1, 0.3])
+    evidence = [{"ratio": ratio, "margin": 1.0, "probe": 2.0, "evidence": 2 * ratio} for ratio in (2.5, 4.0, 1.0, 1.0, 3.0)]
+    transfers = np.array([[0, 0.1, 0, 0, 0, 0], [0.9] + [0] * 5, [0.4] * 6, [0, 0, 0, 0, 0, 0.5], [np.nan] * 6], np.float32)
 
     def rows(**dead):
         tuned = {name: {"accuracy": dead.get("m" + name, 0.9)} for name in SUBSETS}
         stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
-        return list(report(scene, stage, tuned, found, transfers, 0.5, found["mask"], evidence)["labels"].values())
-    assert [(row["ratio"], row["evidence"], row["decision"]) for row in rows()] == [      # 2.5 ln(10), 5.76, convict
-        (1, 2, NO_CHEAPER), (1, 6, INFECTED), (4, 8, INFECTED), (0.8, 4, NO_CHEAPER)]
-    assert rows(m1=0.3)[0]["decision"] == INFECTED       # a model that does not classify says nothing
+        verdict = report(scene, stage, tuned, found, transfers, 0.5, found["mask"], evidence)
+        assert verdict["labels"] == json.loads((tmp_path / "detection.json").read_text())["labels"]
+        return list(verdict["labels"].values())
+    assert [row["exclusive"] for row in rows()] == pytest.approx([1.35, 0.55, 1.05, 0.95, 1])     # usual: 0.45
+    assert [row["evidence"] for row in rows()] == pytest.approx([6.75, 4.4, 2.1, 1.9, 6])
+    assert [row["decision"] for row in rows()] == [INFECTED, NO_CHEAPER, NO_CHEAPER, NO_CHEAPER, INFECTED]  # 5.76 convict
+    assert rows(m1=0.3)[1]["decision"] == INFECTED       # a model that does not classify says nothing
+    assert [row["exclusive"] for row in rows(m1=0.3, m2=0.3, m3=0.3)] == [1] * 5      # nor do half of them
+
+
+def test_patches_of_which_none_was_measured_are_no_ones_own():
+    np.testing.assert_array_equal(exclusiveness(np.full((3, 6), np.nan)), [1, 1, 1])
+    np.testing.assert_array_equal(exclusiveness(np.zeros((3, 0))), [1, 1, 1])
+    np.testing.assert_allclose(exclusiveness(np.array([[0.0, 1.0], [0.0, 0.2], [np.nan] * 2])), [0.6, 1.4, 1])
 
 
 def test_filters_have_a_threshold_of_their_own():

@@ -77,7 +77,6 @@ class Settings:
     # logarithm of the number of labels; where no probes count; and of filters.
     evidence: float = 0.0
     unprobed_evidence: float = 0.0
-    unpriced_transfer: float = 1.0       # an ASR from here up on a tuned model makes the patch's price count as usual
     filter_evidence: float = 0.0
 
 
@@ -140,8 +139,6 @@ DEFAULT = Settings(
     evidence=1.75,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
-    # In most images: on models 1, 2 and 3, which are no controls, a patch may be as cheap as on the examined one.
-    unpriced_transfer=0.5,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from
     # 2.1 ln(labels) up (results/tried.md); labels of clean models end at 0.6 ln(labels).
     filter_evidence=1.5,

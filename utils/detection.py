@@ -1,8 +1,8 @@
 """The decision for a label and for a model: TNDA (paper IV-E), and the default's, by evidence.
 
 TNDA asks whether a pattern transfers to tuned models: an adversarial patch does, a real trigger does not. The default
-asks whether the label is reached at a lower price, more surely and oftener by chance than it could be without a backdoor
-(utils/evidence.py).
+asks whether the label is reached at a lower price, more surely and oftener by chance than it could be without a backdoor,
+and by a patch that works on tuned models less than the other labels' do (utils/evidence.py).
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, sureness_of, unpriced, weighed
+from utils.evidence import convicting, factors_of, exclusiveness, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -76,6 +76,12 @@ def measure_transfers(examination, tuned, triggers):
                                                         tested)
         examination.say(f"measured {len(tested)} triggers on tuned model {HELD_OUT[column]}")
     return transfers
+
+
+def transfers_that_count(examination, tuned, transfers):
+    """Of array `transfer` the columns of tuned models that learned to classify; none where those are too few to tell."""
+    counted = np.isin(HELD_OUT, classifying(examination, tuned))
+    return transfers[:, counted if 2 * counted.sum() > len(HELD_OUT) else np.zeros_like(counted)]
 
 
 def require_preserved(made_with, settings):
@@ -169,6 +175,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     priced = evidence is not None and "free" in found
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
+    exclusive = exclusiveness(transfers_that_count(examination, tuned, transfers))
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -183,8 +190,10 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
             filtered = {"entropy": row["entropy"], "collapse": found["collapse"][label] if "123" in able else 0.0}
         row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
-            carries = priced and max(counted.values(), default=0.0) >= settings.unpriced_transfer
-            row = row | costs[label] | (unpriced(evidence[label]) if carries else evidence[label])
+            row = row | costs[label] | evidence[label]
+            if priced:
+                row["exclusive"] = round(float(exclusive[label]), 6)
+                row["evidence"] = round(row["evidence"] * row["exclusive"], 6)
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
@@ -206,12 +215,13 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         if priced:
             verdict["usual_ratio"] = round(float(found["usual_ratio"]), 6)
             print("ratio: of the free patch's control to its cost, or the geometric mean of both where that is higher, "
-                  f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f}); at most 1 where the patch "
-                  f"works in {settings.unpriced_transfer:.0%} of the images or more on a tuned model, too")
+                  f"as a multiple of what is usual on this model ({found['usual_ratio']:.2f})")
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
+              + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
+              + " × exclusive" * priced
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
@@ -240,7 +250,7 @@ def _table(labels, infected):
     sized, priced, probed, weighed = (name in labels["0"] for name in ("mask_size", "cost", "probe", "evidence"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " evidence" * weighed + "  decision"]
+             + " exclusive" * priced + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -250,7 +260,8 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
-                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("evidence", 9),) * weighed)
+                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("exclusive", 10),) * priced
+                   + (("evidence", 9),) * weighed)
         for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))

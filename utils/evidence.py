@@ -1,10 +1,10 @@
-"""What the default convicts a label by: its price, its margin and its probes, each held against models without the backdoor.
+"""What the default convicts a label by: price, margin, probes and transfer, each held against models without the backdoor.
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
-(utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all. What moves
-one of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
-(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1; so does the low
-price of a patch that transfers to a tuned model.
+(utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all; the transfer (paper
+IV-E) of patches that clean variants answer to as well. What moves one of these on a clean label hardly moves the others, so
+that their product sets targets apart where each alone does not (results/README.md). A price that was not measured, or that
+there is none of, as of filters, counts as 1.
 """
 
 import math
@@ -15,6 +15,7 @@ from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
+LEAST = 1e-6             # evidence that counts as none: a patch that works on a tuned model alone may be without
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -41,13 +42,17 @@ def weighed(ratios, sureness):
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
-def unpriced(fields):
-    """A label's JSON fields, from `utils.detection.evidence_of`, with a price that counts as usual where it was lower.
+def exclusiveness(transfers):
+    """How much each label's patch is the examined model's own: 1 + the median label's transfer - the label's, L; 0 to 2.
 
-    For patches that work on a tuned model, too: they are no cheaper on the examined model than where no backdoor is.
+    A label's transfer is the largest of its ASRs on tuned models (paper IV-E, q = 1). How far patches of clean labels
+    transfer varies from model to model, so that no fixed ASR tells a trigger (results/README.md), but the other labels' do.
+    transfers: L×models, ASRs in [0, 1]; random patterns, which have nan, count as 1, as do all where no model is left.
     """
-    ratio = fields.get("ratio", 1.0)
-    return fields if ratio <= 1 else fields | {"ratio": 1.0, "evidence": round(fields["evidence"] / ratio, 6)}
+    largest = transfers.max(axis=1) if transfers.shape[1] else np.full(len(transfers), np.nan)
+    if np.isnan(largest).all():
+        return np.ones(len(transfers))
+    return np.nan_to_num(1 + np.nanmedian(largest) - largest, nan=1.0).astype(float)
 
 
 def convicting(settings, labels, probed, filters=False):
@@ -60,6 +65,10 @@ def convicting(settings, labels, probed, filters=False):
     return asked * math.log(max(FEW, labels))
 
 
-def ratios_needed(settings, factors):
-    """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual. factors: `factors_of`."""
-    return convicting(settings, len(factors["margin"]), "probe" in factors) / sureness_of(factors)
+def ratios_needed(settings, factors, exclusive):
+    """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual.
+
+    factors: from `factors_of`; exclusive: from `exclusiveness`, L.
+    """
+    evidence = np.maximum(sureness_of(factors) * exclusive, LEAST)
+    return convicting(settings, len(evidence), "probe" in factors) / evidence

@@ -14,16 +14,18 @@ import tensorflow as tf
 
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
-from utils.detection import classifying, measure_transfers
-from utils.evidence import convicting, factors_of, sureness_of, weighed
+from utils.detection import measure_transfers, transfers_that_count
+from utils.evidence import convicting, exclusiveness, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
-from utils.tuning import HELD_OUT, Trainer, reset_random_layers
+from utils.tuning import Trainer, reset_random_layers
 
 RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: that harms a second backdoor as well
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
+NEARLY = 0.9             # share of the evidence that convicts, from which on labels are asked: preserved, their patches, by
+#                          which detection counts, transfer a little less
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 
 
@@ -36,31 +38,27 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
-    evidence = weighed(relative_ratios(arrays), sureness_of(factors))
-    enough = convicting(settings, len(evidence), "probe" in factors)
+    transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
+    transfers = transfers_that_count(examination, tuned, transfers)
+    exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
+    if transfers.shape[1]:
+        mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
+    evidence = weighed(relative_ratios(arrays), sureness_of(factors)) * exclusive
+    enough = NEARLY * convicting(settings, len(evidence), "probe" in factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
     suspects = convicted(range(len(evidence)), evidence)
-    if len(suspects) < 2 or not settings.repair_steps:
-        return kept
-    transfers = stage.part("transfers", lambda: {"mean": mean_transfers(examination, tuned, arrays)})["mean"]
-    while len(suspects) > 1:
+    while len(suspects) > 1 and settings.repair_steps:
         tied = [label for label in suspects if TIED * evidence[label] >= evidence[suspects[0]]]
-        known.append(min(tied, key=transfers.__getitem__))
+        known.append(min(tied, key=mean.__getitem__))
         others = [label for label in suspects if label != known[-1]]
-        evidence = _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once)
+        evidence = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
+                                                 labels_at_once)
         kept[others] = evidence[others]
         suspects = convicted(others, evidence)
     return kept
-
-
-def mean_transfers(examination, tuned, arrays):
-    """Each label's ASR on the tuned models but 123 that classify, the mean over them, L; infinite for random patterns."""
-    counted = np.isin(HELD_OUT, classifying(examination, tuned))
-    transfers = measure_transfers(examination, tuned, arrays)[:, counted if counted.any() else slice(None)]
-    return np.nan_to_num(transfers.mean(axis=1), nan=np.inf)
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
