@@ -15,6 +15,7 @@ from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
+MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAST = 1e-6             # evidence that counts as none: a patch that works on a tuned model alone may be without
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -43,11 +44,12 @@ def weighed(ratios, sureness):
 
 
 def exclusiveness(transfers):
-    """How much each label's patch is the examined model's own: 1 + the median label's transfer - the label's, L; 0 to 2.
+    """How much each label's patch is the examined model's own: 1 + the median label's transfer - the label's.
 
-    A label's transfer is the largest of its ASRs on tuned models (paper IV-E, q = 1). How far patches of clean labels
-    transfer varies from model to model, so that no fixed ASR tells a trigger (results/README.md), but the other labels' do.
-    transfers: L×models, ASRs in [0, 1]; random patterns, which have nan, count as 1, as do all where no model is left.
+    Returns L numbers from 0 to MOST_EXCLUSIVE. A label's transfer is the largest of its ASRs on tuned models (paper IV-E,
+    q = 1). How far patches of clean labels transfer varies from model to model, so that no fixed ASR tells a trigger
+    (results/README.md), but the other labels' do. transfers: L×models, ASRs in [0, 1]; random patterns, which have nan,
+    count as 1, as do all where no model is left.
     """
     largest = transfers.max(axis=1) if transfers.shape[1] else np.full(len(transfers), np.nan)
     if np.isnan(largest).all():

@@ -15,7 +15,7 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import convicting, exclusiveness, factors_of, sureness_of, weighed
+from utils.evidence import MOST_EXCLUSIVE, convicting, exclusiveness, factors_of, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
@@ -38,19 +38,22 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
+    evidence = weighed(relative_ratios(arrays), sureness_of(factors))
+    enough = NEARLY * convicting(settings, len(evidence), "probe" in factors)
+    kept, known = np.full(len(evidence), np.nan, np.float32), []
+    if not settings.repair_steps or np.sum(MOST_EXCLUSIVE * evidence >= enough) < 2:
+        return kept
     transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
     transfers = transfers_that_count(examination, tuned, transfers)
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
-    evidence = weighed(relative_ratios(arrays), sureness_of(factors)) * exclusive
-    enough = NEARLY * convicting(settings, len(evidence), "probe" in factors)
-    kept, known = np.full(len(evidence), np.nan, np.float32), []
 
     def convicted(labels, evidence):
         return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
+    evidence = evidence * exclusive
     suspects = convicted(range(len(evidence)), evidence)
-    while len(suspects) > 1 and settings.repair_steps:
+    while len(suspects) > 1:
         tied = [label for label in suspects if TIED * evidence[label] >= evidence[suspects[0]]]
         known.append(min(tied, key=mean.__getitem__))
         others = [label for label in suspects if label != known[-1]]
