@@ -1,7 +1,8 @@
 """Stage 4, backdoor detection: which labels are infected, and is the examined model backdoored (paper IV-E)?
 
 Measures each preserved trigger's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label: random
-pattern, adversarial patch, or infected. The default setting asks controls, margins and probes instead. Reads pnnir.h5,
+pattern, adversarial patch, or infected. The default setting holds transfers against each other, and
+asks controls, margins and probes as well. Reads pnnir.h5,
 potential_triggers.h5, preserved_triggers.h5; writes RESULTS/DATASET/MODEL/detection.json (and .h5, .png) and prints the
 same as a table.
 """
@@ -29,7 +30,7 @@ RANDOM_THRESHOLD: float | None = None    # labels of a lower ASR are clean; none
 MEASURED_IMAGES: int | None = None       # images of other labels behind each ASR
 TRANSFER_THRESHOLD: float | None = None  # ASR from which on a trigger transfers to a tuned model
 TRANSFERS_NEEDED: int | None = None      # q: tuned models it transfers to that make an adversarial patch of it
-EVIDENCE: float | None = None            # times ln(labels): the evidence of controls, margins, probes that convicts a label
+EVIDENCE: float | None = None            # times ln(labels): the evidence, of transfers among others, that convicts a label
 UNPROBED_EVIDENCE: float | None = None   # the same where too few tuned models know the labels for probes to count
 configure(globals())
 

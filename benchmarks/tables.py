@@ -203,7 +203,8 @@ def _call(row, mark=""):
     """
     first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
-    more = "".join(f", {row[name]:.2f}" for name in ("probe", "exclusive") if name in row)
+    names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
+    more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)
     return f"{first}, {row.get('margin', math.nan):.2f}{more}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, NO_CHEAPER, PATCH, RANDOM, UNSURE, UNTOLD, decide, evidence_of,
+from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, TOO_LITTLE, PATCH, RANDOM, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
 from utils.evidence import convicting, exclusiveness, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
@@ -44,7 +44,7 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
     for said in (RANDOM, PATCH, INFECTED, DEGENERATE):
         assert weigh(said, 2.5, 2.5, patch=True) == weigh(said, 2.5, 2.5, patch=False) == INFECTED
         assert weigh(said, 2.49, 2.5, patch=False) == said
-    assert weigh(PATCH, 2.49, 2.5, patch=True) == weigh(INFECTED, 2.49, 2.5, patch=True) == NO_CHEAPER
+    assert weigh(PATCH, 2.49, 2.5, patch=True) == weigh(INFECTED, 2.49, 2.5, patch=True) == TOO_LITTLE
     assert weigh(RANDOM, 2.49, 2.5, patch=True) == RANDOM
     assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.5) == INFECTED
     assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.49) == EXPLAINED
@@ -84,7 +84,7 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
     assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
-    # One taught model alone knows the labels: nothing but the price counts, and less of it convicts.
+    # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
     assert "probe" not in fields[0] and [row["evidence"] for row in fields] == [1.6, 1.0, pytest.approx(4.8)]
@@ -92,7 +92,7 @@ def test_evidence_is_of_price_margin_and_probes():
         warning, = warnings_of(examination(priced), tuned, fields, patches)
         assert "only 1 of 3 taught models and 7 of 7 others" in warning and missed in warning
     own = np.array([1, 2, 0.5])
-    np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9), own), np.log(10) / own)
+    np.testing.assert_allclose(ratios_needed(priced, factors_of(tuned, 0.9), own), np.log(10) / [1, 2, 1])
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.9
     # So it is with three of the seven others.
     few = tuned | {name: tuned[name] | {"accuracy": 0.3} for name in SUBSETS[:4]}
@@ -154,7 +154,7 @@ def test_models_that_do_not_classify_show_no_transfer(capsys, tmp_path):
     few = {name: value for name, value in table(0, 0, 0, 0, 0, 0).items() if name in NAMES[:3]}
     assert decide(1.0, few, TNDA, 0.2) == UNTOLD and decide(0.5, few, TNDA, 0.2) == RANDOM
     assert decide(1.0, few | {"12": 0.0}, TNDA, 0.2) == INFECTED and decide(1.0, few | {"12": 0.3}, TNDA, 0.2) == PATCH
-    assert weigh(UNTOLD, 1.0, 2.5, patch=True) == NO_CHEAPER and weigh(UNTOLD, 1.0, 2.5, patch=False) == UNTOLD
+    assert weigh(UNTOLD, 1.0, 2.5, patch=True) == TOO_LITTLE and weigh(UNTOLD, 1.0, 2.5, patch=False) == UNTOLD
     tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
     found = {"asr": np.ones(3), "entropy": np.zeros(3), "matrix": np.zeros((3, 3, 3)), "collapse": np.array([1.0, 0, 0])}
     stage = SimpleNamespace(settings={}, path=tmp_path / "detection.h5")
@@ -209,7 +209,7 @@ def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors
         return list(verdict["labels"].values())
     assert [row["exclusive"] for row in rows()] == pytest.approx([1.35, 0.55, 1.05, 0.95, 1])     # usual: 0.45
     assert [row["evidence"] for row in rows()] == pytest.approx([6.75, 4.4, 2.1, 1.9, 6])
-    assert [row["decision"] for row in rows()] == [INFECTED, NO_CHEAPER, NO_CHEAPER, NO_CHEAPER, INFECTED]  # 5.76 convict
+    assert [row["decision"] for row in rows()] == [INFECTED, TOO_LITTLE, TOO_LITTLE, TOO_LITTLE, INFECTED]  # 5.76 convict
     assert rows(m1=0.3)[1]["decision"] == INFECTED       # a model that does not classify says nothing
     assert [row["exclusive"] for row in rows(m1=0.3, m2=0.3, m3=0.3)] == [1] * 5      # nor do half of them
 

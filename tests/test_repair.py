@@ -17,15 +17,15 @@ from utils.tuning import HELD_OUT, TAUGHT
 @pytest.fixture
 def convicted(monkeypatch):
     """The evidence that labels keep, given what they have and what they have on each repaired model."""
-    def kept(evidence, without, transfers=None, idle=0, **settings):
+    def kept(evidence, without, transfers=None, idle=0, asked=None, **settings):
         monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
         monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None})
         monkeypatch.setattr(repair, "sureness_of", lambda factors: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
-        monkeypatch.setattr(repair, "measure_transfers", lambda examination, tuned, arrays: np.tile(
+        monkeypatch.setattr(repair, "measure_transfers", asked or (lambda examination, tuned, arrays: np.tile(
             np.zeros(len(evidence)) if transfers is None else transfers, (6, 1)).T * (np.arange(6) >= idle)
-            + np.eye(len(evidence))[0][:, None] * (np.arange(6) < idle))
+            + np.eye(len(evidence))[0][:, None] * (np.arange(6) < idle)))
         monkeypatch.setattr(detection, "classifying", lambda examination, tuned: HELD_OUT[idle:])
         settings = replace(Settings(), evidence=1.0, **{"repair_steps": 5} | settings)
         return repair.repaired_evidence(SimpleNamespace(settings=settings, accuracy=1.0), {}, {}, {}, {}, stage)
@@ -65,8 +65,27 @@ def test_of_labels_about_as_sure_the_one_that_transfers_least_is_the_backdoors(c
     keep([5.0, 1.0, 9.0], [0.01, 0.0, 0.2], [1.5, nan, nan], idle=3)
 
 
-def test_of_two_labels_the_one_that_transfers_may_not_be_convicted_at_all(convicted):
-    np.testing.assert_array_equal(convicted([9.0, 1.0, 3.0], {}, [0.1, 0.1, 0.5]), [np.nan] * 3)
+def test_transfers_make_a_suspect_and_clear_one(convicted):
+    nan = np.nan                                        # 2.3 convict
+    np.testing.assert_array_equal(convicted([9.0, 1.0, 3.0], {}, [0.1, 0.1, 0.5]), [nan] * 3)
+    found = convicted([9.0, 1.0, 1.8], {(0,): [1.0, 1.0, 1.5]}, [0.4, 0.4, 0.0])
+    np.testing.assert_allclose(found, [nan, nan, 1.5 * 1.4], rtol=1e-6)
+
+
+def test_nothing_is_measured_where_no_second_label_could_be_convicted(convicted):
+    def measured(*_):
+        raise AssertionError("transfers were measured")
+    np.testing.assert_array_equal(convicted([9.0, 1.0, 0.9], {}, asked=measured), [np.nan] * 3)
+    with pytest.raises(AssertionError, match="transfers were measured"):
+        convicted([9.0, 1.0, 1.1], {}, asked=measured)
+
+
+def test_only_what_is_convicted_explains_others(convicted):
+    """Label 2, nearly convicted, transfers least of the three, but 1 is unlearned, and 2 has to outlast it."""
+    nan = np.nan
+    found = convicted([4.0, 2.9, 2.19], {(1,): [3.0, 9.0, 1.0]}, [0.2, 0.1, 0.1])
+    np.testing.assert_allclose(found, [3.0 * 0.9, nan, 1.0], rtol=1e-6)
+    np.testing.assert_array_equal(convicted([2.2, 2.2, 2.2], {}), [nan] * 3)
 
 
 def test_no_steps_no_repair(convicted):

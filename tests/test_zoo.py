@@ -220,7 +220,7 @@ def test_what_a_repair_left_of_a_label_is_told():
            "repaired_evidence": 1.9}
     scan = {"dataset": "signs", "name": "one", "triggers": [], "targets": [], "infected": [3], "labels": {"3": row}}
     last = tables.model_rows([scan], {}).splitlines()[-1]
-    assert last == "| `signs/one` | none | **3** |  | 1.50, 1.60, 3.84 (1.90 left) |"
+    assert last == "| `signs/one` | none | **3** |  | 1.50, 1.60, –, –, 3.84 (1.90 left) |"
 
 
 def test_another_network_is_told_with_its_labels_and_accuracy():

@@ -63,7 +63,7 @@ def measure_controls(examination, models, arrays, needed, stage, labels_at_once=
     spread = spread_of(order)
     groups = [measure(free, FREE, alone, spread)]
     usual_ratio = usual(ratios_of(free, groups[0]).values())
-    # What controls would have to cost, by the free patch as it is by now; nothing, where margin and probes would do.
+    # What controls would have to cost, by the free patch as it is by now; nothing, where the other factors would do.
     least = dict(zip(kept, free["cost"] * usual_ratio * np.where(needed > 1, needed, 0.0)[kept]))
     others = sorted((label for label in order if hopeful[label] and label not in spread), key=least.get)
     for group in (others[first:first + GROUP] for first in range(0, len(others), GROUP)):

@@ -25,7 +25,7 @@ RANDOM, PATCH, INFECTED = "clean: random pattern", "clean: adversarial patch", "
 DEGENERATE = "clean: the filter leaves nothing to see"
 UNSURE = "clean: the filter leads there unsurely"
 EXPLAINED = "clean: explained by another label's backdoor"
-NO_CHEAPER = "clean: adversarial patch, as costly as its controls"
+TOO_LITTLE = "clean: adversarial patch, too little evidence"
 UNTOLD = "clean: nothing known, too few tuned models to transfer to"
 
 
@@ -59,7 +59,7 @@ def weigh(decision, evidence, enough, patch, repaired=math.inf):
     """
     if evidence >= enough:
         return INFECTED if repaired >= enough else EXPLAINED
-    return NO_CHEAPER if patch and decision in (PATCH, INFECTED, UNTOLD) else decision
+    return TOO_LITTLE if patch and decision in (PATCH, INFECTED, UNTOLD) else decision
 
 
 def measure_transfers(examination, tuned, triggers):
@@ -100,9 +100,10 @@ def random_under(settings, triggers):
 def evidence_of(examination, tuned, found, made_with=None):
     """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of some patches `ratio`, `repaired_evidence`.
 
-    None where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of
-    potential_triggers.h5; or arrays alone, of potential_triggers_feature_space.h5: filters have no price. A ratio that was
-    not measured (the label is too costly, or a first round dropped it) counts as 1.
+    The evidence of patches is without their transfers, which `report` counts. None where no evidence decides. tuned: arrays
+    of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; or arrays alone, of
+    potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured (the label is too costly, or
+    a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found
@@ -198,7 +199,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
     if INFECTED not in (row["decision"] for row in labels.values()):
-        # What explained them is convicted no more, where EVIDENCE was lower when the patches were reconstructed.
+        # What explained them is convicted no more: EVIDENCE was lower, or transfers were, when patches were reconstructed.
         for row in labels.values():
             if row["decision"] == EXPLAINED:
                 row["decision"] = INFECTED

@@ -16,7 +16,6 @@ from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
-LEAST = 1e-6             # evidence that counts as none: a patch that works on a tuned model alone may be without
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -34,12 +33,12 @@ def factors_of(tuned, accuracy, filters=None):
 
 
 def sureness_of(factors):
-    """Margin × probe: what times its price ratio is a label's evidence, L; margin alone where probes do not count."""
+    """Margin × probe of every label, L; margin alone where probes do not count."""
     return factors["margin"].astype(float) * factors.get("probe", 1)
 
 
 def weighed(ratios, sureness):
-    """The evidence of every label, L. ratios: label → price ratio, those that were measured; sureness: L."""
+    """The evidence of every label but for transfers, L. ratios: label → price ratio, those measured; sureness: L."""
     return np.array([ratios.get(label, 1.0) for label in range(len(sureness))]) * sureness
 
 
@@ -70,7 +69,8 @@ def convicting(settings, labels, probed, filters=False):
 def ratios_needed(settings, factors, exclusive):
     """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual.
 
-    factors: from `factors_of`; exclusive: from `exclusiveness`, L.
+    factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
+    from other starts, may transfer less.
     """
-    evidence = np.maximum(sureness_of(factors) * exclusive, LEAST)
+    evidence = sureness_of(factors) * np.maximum(exclusive, 1)
     return convicting(settings, len(evidence), "probe" in factors) / evidence

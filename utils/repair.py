@@ -1,6 +1,6 @@
 """What labels owe to another label's backdoor: the examined model repaired of it (after the paper's removal).
 
-A network uses the features of its backdoor for other labels, too: their patches are cheap then, and transfer nowhere, as if
+A network uses the features of its backdoor for other labels, too: their patches are cheap then, and hardly transfer, as if
 they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
 others are measured again on what is left: evidence that a label keeps is its own. Of labels that are about as sure the one
 whose patch transfers least to the tuned models is taken, as in TNDA: unlearning either mostly clears the other.
@@ -24,8 +24,8 @@ from utils.tuning import Trainer, reset_random_layers
 
 RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: that harms a second backdoor as well
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
-NEARLY = 0.9             # share of the evidence that convicts, from which on labels are asked: preserved, their patches, by
-#                          which detection counts, transfer a little less
+NEARLY = 0.9             # share of the evidence that convicts, from which on labels are asked what they keep: preserved, the
+#                          patches, by whose transfers detection counts, transfer a little less
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 
 
@@ -39,9 +39,9 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
     evidence = weighed(relative_ratios(arrays), sureness_of(factors))
-    enough = NEARLY * convicting(settings, len(evidence), "probe" in factors)
+    enough = convicting(settings, len(evidence), "probe" in factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
-    if not settings.repair_steps or np.sum(MOST_EXCLUSIVE * evidence >= enough) < 2:
+    if not settings.repair_steps or np.sum(MOST_EXCLUSIVE * evidence >= NEARLY * enough) < 2:
         return kept
     transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
     transfers = transfers_that_count(examination, tuned, transfers)
@@ -50,11 +50,12 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
 
     def convicted(labels, evidence):
-        return sorted((label for label in labels if evidence[label] >= enough), key=lambda label: -evidence[label])
+        nearly = (label for label in labels if evidence[label] >= NEARLY * enough)
+        return sorted(nearly, key=lambda label: -evidence[label])
     evidence = evidence * exclusive
     suspects = convicted(range(len(evidence)), evidence)
-    while len(suspects) > 1:
-        tied = [label for label in suspects if TIED * evidence[label] >= evidence[suspects[0]]]
+    while len(suspects) > 1 and evidence[suspects[0]] >= enough:
+        tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(min(tied, key=mean.__getitem__))
         others = [label for label in suspects if label != known[-1]]
         evidence = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
