@@ -238,10 +238,7 @@ def statistics(row):
         found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
                   "free controls to the free patch": row["free_control"] / row["free_cost"],
                   "ratio": row["ratio"]}
-    if "probe" in row:
-        found |= {"probe": row["probe"]}
-    if "exclusive" in row:
-        found |= {"exclusive": row["exclusive"]}
+    found |= {name: row[name] for name in ("probe", "exclusive") if name in row}
     if "margin" in row:
         found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found

@@ -9,7 +9,7 @@ import pytest
 
 from utils.config import UserError
 from utils.datasets import DATASETS, Settings
-from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, TOO_LITTLE, PATCH, RANDOM, UNSURE, UNTOLD, decide, evidence_of,
+from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
 from utils.evidence import convicting, exclusiveness, factors_of, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT

@@ -45,7 +45,7 @@ def decide(asr, transfers, settings, threshold, collapse=0.0, entropy=0.0):
         return DEGENERATE
     if settings.filter_entropy and entropy > settings.filter_entropy:
         return UNSURE
-    if 2 * len(transfers) <= len(HELD_OUT):
+    if too_few(transfers):
         return UNTOLD
     reached = sum(value >= threshold for value in transfers.values())
     return PATCH if reached >= min(settings.transfers_needed, len(transfers)) else INFECTED
@@ -80,8 +80,14 @@ def measure_transfers(examination, tuned, triggers):
 
 def transfers_that_count(examination, tuned, transfers):
     """Of array `transfer` the columns of tuned models that learned to classify; none where those are too few to tell."""
-    counted = np.isin(HELD_OUT, classifying(examination, tuned))
-    return transfers[:, counted if 2 * counted.sum() > len(HELD_OUT) else np.zeros_like(counted)]
+    able = classifying(examination, tuned)
+    counted = [column for column, name in enumerate(HELD_OUT) if name in able]
+    return transfers[:, [] if too_few(counted) else counted]
+
+
+def too_few(models):
+    """Whether so many of HELD_OUT, half or more, did not learn to classify that transfers to these others tell nothing."""
+    return 2 * len(models) <= len(HELD_OUT)
 
 
 def require_preserved(made_with, settings):

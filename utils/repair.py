@@ -23,10 +23,11 @@ from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
 RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: that harms a second backdoor as well
-TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
-NEARLY = 0.9             # share of the evidence that convicts, from which on labels are asked what they keep: preserved, the
-#                          patches, by whose transfers detection counts, transfer a little less
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
+TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
+# Share of the evidence that convicts, from which on labels are asked what they keep: preserved, the patches, by whose
+# transfers detection counts, transfer a little less.
+NEARLY = 0.9
 
 
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
@@ -48,12 +49,12 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
+    evidence = exclusive * evidence
 
-    def convicted(labels, evidence):
+    def suspected(labels, evidence):
         nearly = (label for label in labels if evidence[label] >= NEARLY * enough)
         return sorted(nearly, key=lambda label: -evidence[label])
-    evidence = evidence * exclusive
-    suspects = convicted(range(len(evidence)), evidence)
+    suspects = suspected(range(len(evidence)), evidence)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(min(tied, key=mean.__getitem__))
@@ -61,7 +62,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         evidence = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
                                                  labels_at_once)
         kept[others] = evidence[others]
-        suspects = convicted(others, evidence)
+        suspects = suspected(others, evidence)
     return kept
 
 
