@@ -133,7 +133,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         assert all(margins.shape == (5,) for margins in tuned["examined"]["probe_margins"].values())
         assert list(tuned["examined"]["probe_margins"]) == ["examined", *TAUGHT]
         assert tuned["examined"]["largest_margins"].shape == (5,)
-        return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0])}
+        return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0]), "probe": np.array([1.0, 1.0, 1.0, 8.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
     search = repair.search_probes
 
@@ -148,7 +148,8 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
                                      SimpleNamespace(part=part), None)
     # The spread of the labels with controls are 2, 1 or 4, and 0; ratios are 2, of label 1 it is 8, so 2 is usual.
     np.testing.assert_allclose(found[[0, 1, 2]], [1, 4 * 2, 1])
-    assert found[3] == 3                                        # no controls: by its sureness alone
+    # No controls: by its sureness alone, in which a probe of 8 counts as 4 beside a known backdoor.
+    assert found[3] == pytest.approx(3 * 4)
     assert [(proper, number) for proper, _, number in asked] == [(True, 0), (False, 0), (False, 1)]
     assert asked[0][1] == asked[1][1] == asked[2][1]
     assert {key.split("-probes-")[0] for key in parts} == {"repaired-1-2"}
@@ -161,7 +162,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     assert (True, [1], 1) in asked
     # A label without controls, alone: what is usual is measured all the same.
     assert repair._evidence_without([2], [3], examination, tuned, measured_with, {}, priced,
-                                    SimpleNamespace(part=part), None)[3] == 3
+                                    SimpleNamespace(part=part), None)[3] == pytest.approx(3 * 4)
 
 
 def test_a_trigger_is_unlearned_and_the_labels_are_kept():

@@ -32,9 +32,9 @@ def factors_of(tuned, accuracy, filters=None):
     return {"margin": np.ones_like(factors["margin"])}
 
 
-def sureness_of(factors):
-    """Margin × probe of every label, L; margin alone where probes do not count."""
-    return factors["margin"].astype(float) * factors.get("probe", 1)
+def sureness_of(factors, trust=1.0):
+    """Margin × probe of every label, L; margin alone where probes do not count. trust: to what power a probe counts."""
+    return factors["margin"].astype(float) * factors.get("probe", 1) ** trust
 
 
 def weighed(ratios, sureness):

@@ -28,6 +28,10 @@ TIED = 2                 # times as much evidence, within which transfer tells w
 # Share of the evidence that convicts, from which on labels are asked what they keep: preserved, the patches, by whose
 # transfers detection counts, transfer a little less.
 NEARLY = 0.9
+# To what power a probe counts beside a known backdoor: the network learned to see what looks like that one's trigger
+# anywhere, but that leads to the target only where the trigger was. Checks elsewhere lead to some clean label as surely, at
+# no unusual price or margin (results/tried.md).
+BESIDE = 2 / 3
 
 
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
@@ -67,7 +71,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
-    """Evidence on the model repaired of the labels `known`, L: price, margin and probe, as on the examined one."""
+    """Evidence on the model repaired of the labels `known`, L: price, margin and probe, the last to the power of BESIDE."""
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
@@ -102,7 +106,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     if "controls" in arrays:
         measured["controls"] = _rows(arrays["controls"], others)
         cheapest_of_starts(own, measured["controls"]["label"], reconstruct, examination.settings)
-    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy))
+    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy), trust=BESIDE)
     return weighed(relative_ratios(own | measured), sureness)
 
 
