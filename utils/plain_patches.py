@@ -1,6 +1,7 @@
 """Plain patches: squares and discs in one colour, of checks, stripes or coarse noise, drawn at random or varied.
 
-`utils.probes` breeds them. They have too few parameters to fit a network as an optimized patch does.
+`utils.probes` breeds them. They have too few parameters to fit a network as an optimized patch does. Some are of several
+pieces, copies of one, as triggers are: each piece of such a trigger alone may do next to nothing.
 """
 
 import numpy as np
@@ -9,7 +10,8 @@ import tensorflow as tf
 from utils import triggers
 from utils.tuning import TAUGHT
 
-SIDES = (0.1, 0.5)       # of a patch, as shares of the image's shorter side
+PIECES = 4               # of a patch, at most
+SIDES = (0.1, 0.5)       # of a patch of one piece, as shares of the image's shorter side
 BEYOND = 0.125           # of the image: so far over the border places may fall, to be moved there: triggers often are
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
@@ -22,13 +24,16 @@ def draw(random, shape):
     """A plain patch at random for images of `shape` H, W, C: a record, which `rendered` turns into a mask and a pattern."""
     height, width, channels = shape
     shorter = min(height, width)
-    patch = np.zeros((), [*((name, np.int32) for name in ("side", "row", "column", "disc", "kind", "cell", "direction",
+    patch = np.zeros((), [*((name, np.int32) for name in ("side", "pieces", "turned", "disc", "kind", "cell", "direction",
                                                           "grains")),
-                          ("one", np.float32, (channels,)), ("other", np.float32, (channels,))])
-    side = patch["side"] = max(1, round(random.uniform(*SIDES) * shorter))
+                          *((name, np.int32, (PIECES,)) for name in ("row", "column")),
+                          *((name, np.float32, (channels,)) for name in ("one", "other"))])
+    pieces = patch["pieces"] = 1 if random.random() < 0.5 else random.integers(2, PIECES + 1)
+    patch["turned"] = random.random() < 0.5
+    side = patch["side"] = _side(random.uniform(*SIDES), pieces, shorter)
     for name, size in (("row", height), ("column", width)):
         over = int(BEYOND * size)
-        patch[name] = np.clip(random.integers(-over, size - side + over + 1), 0, size - side)
+        patch[name] = np.clip(random.integers(-over, size - side + over + 1, size=PIECES), 0, size - side)
     patch["disc"] = random.random() < 0.3
     patch["kind"], patch["direction"] = random.integers(4), random.integers(3)
     patch["cell"], patch["grains"] = random.choice(_cells(shorter)), random.integers(1 << 30)
@@ -42,10 +47,16 @@ def vary(patch, random, shape):
     height, width, channels = shape
     shorter, new = min(height, width), patch.copy()
     step = _pixel(shorter)
+    if random.random() < 0.2:
+        new["pieces"] = np.clip(new["pieces"] + random.choice((-1, 1)), 1, PIECES)
+    if random.random() < 0.1:
+        new["row"], new["column"] = places(new, shape)   # from where they are each piece goes its own way, or back
+        new["turned"] = 1 - new["turned"]
     if random.random() < 0.4:
-        side = new["side"] + step * random.integers(-3, 4)
-        new["side"] = np.clip(side, max(1, round(SIDES[0] * shorter)), max(1, round(SIDES[1] * shorter)))
-    moved = random.random() < 0.5
+        new["side"] += step * random.integers(-3, 4)
+    new["side"] = np.clip(new["side"], *(_side(share, new["pieces"], shorter) for share in SIDES))
+    alone = np.arange(PIECES) == random.integers(new["pieces"])
+    moved = (random.random() < 0.5) * (alone if random.random() < 0.5 else 1)
     for name, size in (("row", height), ("column", width)):
         new[name] = np.clip(new[name] + moved * step * random.integers(-4, 5), 0, size - new["side"])
     if random.random() < 0.1:
@@ -69,6 +80,20 @@ def vary(patch, random, shape):
     return new
 
 
+def places(patch, shape):
+    """Upper left corners of a patch's pieces: rows PIECES and columns PIECES, of which it has the first `pieces`.
+
+    Those of a patch that is turned are the first one's, turned about the middle of the image by a quarter each: corners and
+    edges, clockwise, as the pieces of most triggers stand.
+    """
+    if not patch["turned"]:
+        return patch["row"], patch["column"]
+    room = np.array(shape[:2]) - patch["side"]
+    down, right = patch["row"][0] / max(1, room[0]), patch["column"][0] / max(1, room[1])
+    turns = np.array([(down, right), (right, 1 - down), (1 - down, 1 - right), (1 - right, down)])
+    return np.round(turns * room).astype(np.int32).T
+
+
 def attached(images, patches):
     """Images that carry a patch each, float32 in [0, 1], P×n×H×W×C. images: the same without, uint8; patches: P."""
     masks, patterns = rendered(patches, images.shape[2:])
@@ -82,12 +107,14 @@ def rendered(patches, shape):
 
 
 def _rendered(patch, shape):
-    side, row, column, cell = (int(patch[name]) for name in ("side", "row", "column", "cell"))
+    side, cell = int(patch["side"]), int(patch["cell"])
     rows, columns = np.mgrid[:shape[0], :shape[1]]
-    mask = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
-    if patch["disc"]:
-        middle = (side - 1) / 2
-        mask &= (rows - row - middle) ** 2 + (columns - column - middle) ** 2 <= (side / 2) ** 2
+    mask, middle = np.zeros(shape[:2], bool), (side - 1) / 2
+    for row, column in np.transpose(places(patch, shape))[:patch["pieces"]]:
+        piece = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+        if patch["disc"]:
+            piece &= (rows - row - middle) ** 2 + (columns - column - middle) ** 2 <= (side / 2) ** 2
+        mask |= piece
     if patch["kind"] == GRAINS:                          # each of its own colour
         pattern = np.random.default_rng(int(patch["grains"])).random(shape)[rows // cell, columns // cell]
     else:
@@ -95,6 +122,11 @@ def _rendered(patch, shape):
                STRIPES: (rows, columns, rows + columns)[patch["direction"]] // cell}[int(patch["kind"])] % 2
         pattern = np.where(odd[..., None] == 0, patch["one"], patch["other"])
     return mask.astype(np.float32), pattern.astype(np.float32)
+
+
+def _side(share, pieces, shorter):
+    """Of each of so many pieces that together are as large as one of this share of the image's shorter side."""
+    return max(1, round(share * shorter / pieces ** 0.5))
 
 
 def _cells(shorter):
