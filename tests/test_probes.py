@@ -173,8 +173,9 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
         search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts, most=2))
     assert list(parts) == ["probes-0", "probes-1"]
     found = search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts))
-    assert list(parts) == [f"probes-{number}" for number in range(1 + 3 + 4)]
-    assert found["probes"].shape == (3, KEPT) and list(found["probe_margins"]) == ["examined", *TAUGHT]
+    searches = plain_patches.SEARCHES
+    assert list(parts) == [f"probes-{number}" for number in range(searches * (1 + 3) + 4)]
+    assert found["probes"].shape == (3, searches * KEPT) and list(found["probe_margins"]) == ["examined", *TAUGHT]
     margins = found["probe_margins"]
     assert margins["examined"][2] > 2 and margins["examined"][0] == 0            # label 0 is never the highest
     assert margins[TAUGHT[0]][2] == pytest.approx(0.5 * margins["examined"][2] - 0.2, abs=0.05)

@@ -21,6 +21,7 @@ CORNERS = (0.0, 0.8)     # of the light that is missing there
 GREYS = np.full((1, 3, 3, 3, 3), np.array([0, 128, 255], np.uint8)[:, None, None, None])
 APART = 0.1              # in lightness: black and middle grey, and middle grey and white, whatever else a filter does
 NAME = "photo filters"
+SEARCHES = 1             # as its figures were measured
 AGAINST = SUBSETS        # tuned models: a filter counts in the images that these recognise
 RECOGNISED_BY = SUBSETS[::-1]    # the first that relearned: filters are bred in images that it recognises
 FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),

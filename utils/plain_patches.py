@@ -16,6 +16,7 @@ BEYOND = 0.125           # of the image: so far over the border places may fall,
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
+SEARCHES = 3             # each is luck: of a clean label one may find a patch that fits the network, others hardly do
 AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
 RECOGNISED_BY = ()       # a large patch covers what is to be recognised
 

@@ -34,12 +34,12 @@ SURE = 6.0
 
 
 def search_probes(examination, model, tuned, kind, count, stage, name="probes", known=None):
-    """`probes`, the KEPT best of each label on a model, and `probe_margins`, how surely they lead there.
+    """`probes`, the KEPT best of each label on a model from each search, and `probe_margins`, how surely they lead there.
 
     model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
-    kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are; count: drawn at random to begin with;
-    stage: its parts, called `name` and a number, keep what each round measured: a stopped run goes on with the next.
-    known: `probes` found before, labels×KEPT, that are tried besides those drawn.
+    kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are, and which says how many SEARCHES there are;
+    count: drawn at random to begin with, in each; stage: its parts, called `name` and a number, keep what each round
+    measured: a stopped run goes on with the next. known: `probes` found before that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
     label's probes of its logit's mean margin over the highest other one, on images of other labels, or 0 where that is less
     or no probe was tried on such an image. A kind that is `RECOGNISED_BY` tuned models is bred in images that the first of
@@ -53,10 +53,13 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
     first = relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]
     breeder = recognised(next(examination.tuned_models(tuned, first)), clean.x_measure) if first else None
-    probes = climb(functools.partial(measured, model, breeder), kind, count, examination.examined.shape, labels,
-                   len(clean.x_measure), seed, examination.say, known)
+    before = [None] * kind.SEARCHES if known is None else np.array_split(known, kind.SEARCHES, axis=1)
+    probes = np.concatenate([
+        climb(functools.partial(measured, model, breeder), kind, count, examination.examined.shape, labels,
+              len(clean.x_measure), seed + 10_000 * search, examination.say, before[search])
+        for search in range(kind.SEARCHES)], axis=1)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
-    own = np.repeat(np.arange(labels), KEPT)
+    own = np.repeat(np.arange(labels), probes.shape[1])
 
     def lead(model, by=None):
         margins = measured(model, by, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
