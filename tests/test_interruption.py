@@ -18,11 +18,13 @@ from tests.conftest import recorded_writes
 from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
+from utils.plain_patches import SEARCHES
 from utils.probes import ROUNDS
 from utils.tuning import TAUGHT
 
 SCRIPTS = PATCH + FEATURE[1:]
-BRED = 1 + ROUNDS + 1 + len(TAUGHT)      # parts of probes: rounds, and the models that the last probes are measured on
+# Parts of probes: the rounds of each search, and the models that the last probes are measured on.
+BRED = SEARCHES * (1 + ROUNDS) + 1 + len(TAUGHT)
 MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "detection",
                           "potential_triggers_feature_space", "detection_feature_space")))
 
