@@ -129,7 +129,6 @@ STAGE = """
 import os, signal, sys, tempfile
 import h5py, numpy as np
 from utils import artifacts
-from utils.probes import ROUNDS
 left = [int(sys.argv[2])]
 def dying(function):
     def call(*args, **kwargs):
