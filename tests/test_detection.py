@@ -11,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import convicting, exclusiveness, factors_of, ratios_needed
+from utils.evidence import convicting, exclusiveness, factors_of, lead, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -50,6 +50,24 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
     assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.49) == EXPLAINED
 
 
+def test_the_surest_label_leads_by_the_root_of_what_the_next_one_has():
+    np.testing.assert_allclose(lead(np.array([1.5, 6.0, 0.3])), [1, 2, 1])
+    np.testing.assert_allclose(lead(np.array([0.5, 6.0, 0.3])), [1, 6 ** 0.5, 1])        # less than usual counts as usual
+    np.testing.assert_array_equal(lead(np.array([6.0, 0.3, 6.0])), np.ones(3))
+    np.testing.assert_array_equal(lead(np.array([0.6, 0.3])), np.ones(2))
+
+
+def test_a_price_is_asked_for_with_the_lead_it_would_give():
+    settings = replace(TNDA, evidence=1.75)
+    enough = convicting(settings, 3, True)
+    for probe in ([1.5, 1.2, 0.8], [2.0, 5.0, 1.0], [0.5, 0.6, 0.7]):
+        factors = {"margin": np.ones(3), "probe": np.array(probe)}
+        for label, ratio in enumerate(ratios_needed(settings, factors, np.ones(3))):
+            evidence = np.array(probe)
+            evidence[label] *= ratio
+            assert (evidence * lead(evidence))[label] == pytest.approx(enough)
+
+
 def test_more_labels_ask_for_more_evidence():
     settings = replace(TNDA, evidence=1.5, unprobed_evidence=1.2, filter_evidence=0.7)
     assert convicting(settings, 100, probed=True) == pytest.approx(1.5 * np.log(100))
@@ -75,15 +93,17 @@ def test_evidence_is_of_price_margin_and_probes():
              for name, largest in zip(("examined", *SUBSETS),
                                       ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}
     tuned |= {name: {"accuracy": 0.9} for name in TAUGHT}
-    # Plain patches lead to label 1 on the examined model alone, by twice what it gives to clean images, and to 2 on all.
+    # Plain patches lead to label 1 on the examined model alone, by six times a third of what it gives to clean images, and
+    # to 2 on all: mostly they do not differ.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 12.0 * (name == "examined"), 18]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "probe": 3.0, "evidence": 1.5}
+    assert fields[1] == {"margin": 0.5, "probe": 7.0, "evidence": 3.5}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
-    assert needed[0] == pytest.approx(1.5 * np.log(10)) and needed[1] == pytest.approx(needed[0] / 1.5)
+    enough = 1.5 * np.log(10)                            # 3.45: label 1, of 3.5, would keep label 0 from a lead
+    assert needed[0] == pytest.approx(enough) and needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 3.5)
     # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -208,7 +228,8 @@ def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors
         assert verdict["labels"] == json.loads((tmp_path / "detection.json").read_text())["labels"]
         return list(verdict["labels"].values())
     assert [row["exclusive"] for row in rows()] == pytest.approx([1.35, 0.55, 1.05, 0.95, 1])     # usual: 0.45
-    assert [row["evidence"] for row in rows()] == pytest.approx([6.75, 4.4, 2.1, 1.9, 6])
+    assert [row["lead"] for row in rows()] == pytest.approx([(6.75 / 6) ** 0.5, 1, 1, 1, 1], abs=1e-6)
+    assert [row["evidence"] for row in rows()] == pytest.approx([6.75 * (6.75 / 6) ** 0.5, 4.4, 2.1, 1.9, 6])
     assert [row["decision"] for row in rows()] == [INFECTED, TOO_LITTLE, TOO_LITTLE, TOO_LITTLE, INFECTED]  # 5.76 convict
     assert rows(m1=0.3)[1]["decision"] == INFECTED       # a model that does not classify says nothing
     assert [row["exclusive"] for row in rows(m1=0.3, m2=0.3, m3=0.3)] == [1] * 5      # nor do half of them

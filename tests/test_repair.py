@@ -125,8 +125,9 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
     examination = SimpleNamespace(examined=examined, clean=clean, x_tune=tf.constant(clean.x_tune), accuracy=0.9, seed=0,
                                   say=lambda text: None, model=network,
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1),
-                                  tuned_models=lambda tuned, names: [tf.function(network) for _ in names])
-    tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1)) for _ in range(3)] for _ in range(5)])}, "1": {}}
+                                  tuned_models=lambda tuned, names: (tf.function(network) for _ in names))
+    tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1)) for _ in range(3)] for _ in range(5)])}, "1": {},
+             **{name: {"accuracy": 0.9} for name in TAUGHT}}
     measured_with = {"margin_starts": 1, "probes": 7, "distillation": 0.0}
 
     def factors(tuned, accuracy):

@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, exclusiveness, sureness_of, weighed
+from utils.evidence import convicting, factors_of, exclusiveness, lead, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -180,9 +180,13 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     probed = evidence is not None and "probe" in evidence[0]
     enough = convicting(settings, len(found["asr"]), probed, filters=masks is None)
     priced = evidence is not None and "free" in found
+    led = priced and probed
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
-    exclusive = exclusiveness(transfers_that_count(examination, tuned, transfers))
+    if priced:
+        exclusive = exclusiveness(transfers_that_count(examination, tuned, transfers))
+        alone = np.array([row["evidence"] for row in evidence]) * exclusive
+        leads = lead(alone)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -200,7 +204,9 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
             row = row | costs[label] | evidence[label]
             if priced:
                 row["exclusive"] = round(float(exclusive[label]), 6)
-                row["evidence"] = round(row["evidence"] * row["exclusive"], 6)
+                row["evidence"] = round(float(alone[label] * (leads[label] if led else 1)), 6)
+            if led:
+                row["lead"] = round(float(leads[label]), 6)
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row
@@ -227,8 +233,9 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
+              + "lead: of the surest label, the root of its evidence as a multiple of the next label's\n" * led
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
-              + " × exclusive" * priced
+              + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
@@ -254,10 +261,11 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced, probed, weighed = (name in labels["0"] for name in ("mask_size", "cost", "probe", "evidence"))
+    sized, priced, probed, led, weighed = (name in labels["0"]
+                                           for name in ("mask_size", "cost", "probe", "lead", "evidence"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " exclusive" * priced + " evidence" * weighed + "  decision"]
+             + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -268,7 +276,7 @@ def _table(labels, infected):
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
                    + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("exclusive", 10),) * priced
-                   + (("evidence", 9),) * weighed)
+                   + (("lead", 6),) * led + (("evidence", 9),) * weighed)
         for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))

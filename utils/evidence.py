@@ -2,9 +2,9 @@
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
 (utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all; the transfer (paper
-IV-E) of patches that clean variants answer to as well. What moves one of these on a clean label hardly moves the others, so
-that their product sets targets apart where each alone does not (results/README.md). A price that was not measured, or that
-there is none of, as of filters, counts as 1.
+IV-E) of patches that clean variants answer to as well; the lead of a label that is far ahead of all others. What moves one
+of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
+(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1.
 """
 
 import math
@@ -16,6 +16,7 @@ from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
+LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -56,6 +57,19 @@ def exclusiveness(transfers):
     return np.nan_to_num(1 + np.nanmedian(largest) - largest, nan=1.0).astype(float)
 
 
+def lead(evidence):
+    """How far the surest label stands out: the root of its evidence as a multiple of the next label's; 1 for the others, L.
+
+    How much evidence clean labels get varies from model to model, and all of a model's labels with it, so that a label which
+    the next ones come near to is less of a sign than one far ahead of them. Evidence under 1, that of a usual label, counts
+    as 1. Of several targets the next one hides the surest's lead, and nothing else. evidence: L.
+    """
+    surest, next_one = np.argsort(-evidence, kind="stable")[:2]
+    found = np.ones(len(evidence))
+    found[surest] = max(1.0, evidence[surest] / max(1.0, evidence[next_one])) ** LEAD
+    return found
+
+
 def convicting(settings, labels, probed, filters=False):
     """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
@@ -70,7 +84,11 @@ def ratios_needed(settings, factors, exclusive):
     """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual.
 
     factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
-    from other starts, may transfer less.
+    from other starts, may transfer less. The other labels' prices, too, count as usual ones.
     """
     evidence = sureness_of(factors) * np.maximum(exclusive, 1)
-    return convicting(settings, len(evidence), "probe" in factors) / evidence
+    enough = convicting(settings, len(evidence), "probe" in factors)
+    if "probe" in factors:                               # with the lead it would have then
+        others = np.array([max(1.0, np.delete(evidence, label).max()) for label in range(len(evidence))])
+        enough = np.minimum(enough, (enough * others ** LEAD) ** (1 / (1 + LEAD)))
+    return enough / evidence

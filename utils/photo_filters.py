@@ -23,6 +23,7 @@ APART = 0.1              # in lightness: black and middle grey, and middle grey 
 NAME = "photo filters"
 SEARCHES = 1             # as its figures were measured
 AGAINST = SUBSETS        # tuned models: a filter counts in the images that these recognise
+BRED_AGAINST = ()        # they hardly fit a network
 RECOGNISED_BY = SUBSETS[::-1]    # the first that relearned: filters are bred in images that it recognises
 FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),
           ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32)]

@@ -18,6 +18,7 @@ PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
 SEARCHES = 3             # each is luck: of a clean label one may find a patch that fits the network, others hardly do
 AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
+BRED_AGAINST = TAUGHT    # in the last search: others may all end at what these answer to as well
 RECOGNISED_BY = ()       # a large patch covers what is to be recognised
 
 

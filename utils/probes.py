@@ -27,6 +27,10 @@ ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
 # As many times as a patch's a filter's margin counts: where tuned models recognise the image, theirs is far below zero.
 FILTER_WEIGHT = 4
+# Plain patches lead to clean labels of some models far more surely than to others', on the examined model and on its tuned
+# ones: what they differ by on most of a model's labels says how much more is unusual. Up to a quarter may be infected.
+ORDINARY = 0.75
+CLEAN = 1 / 3            # of the margins of clean images, lest little is much where they hardly differ
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 # Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
 # taught models do not know. The zoos' networks are all above it (results/tried.md).
@@ -41,10 +45,11 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
     count: drawn at random to begin with, in each; stage: its parts, called `name` and a number, keep what each round
     measured: a stopped run goes on with the next. known: `probes` found before that are tried besides those drawn.
     `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
-    label's probes of its logit's mean margin over the highest other one, on images of other labels, or 0 where that is less
-    or no probe was tried on such an image. A kind that is `RECOGNISED_BY` tuned models is bred in images that the first of
-    these recognises which relearned the labels; its rows of `kind.AGAINST` are the margins of `model`, too, each in the
-    images that this tuned model recognises (`recognised`).
+    label's probes of its logit's mean margin over the highest other one, on images of other labels, 0 where no probe was
+    tried on such an image. Of a kind that tuned models recognise images of, less than 0 counts as 0. A kind that is
+    `RECOGNISED_BY` tuned models is bred in images that the first of these recognises which relearned the labels; its rows of
+    `kind.AGAINST` are the margins of `model`, too, each in the images that this tuned model recognises (`recognised`). The
+    last search of one that is `BRED_AGAINST` some is for margins in `excess` of those of the first that relearned.
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
@@ -53,18 +58,24 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
     first = relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]
     breeder = recognised(next(examination.tuned_models(tuned, first)), clean.x_measure) if first else None
+    searches = [functools.partial(measured, model, breeder)] * kind.SEARCHES
+    if against := relearned(tuned, examination.accuracy, kind.BRED_AGAINST)[:1]:
+        other = next(examination.tuned_models(tuned, against))
+        searches[-1] = lambda probes, images: excess(measured(model, None, probes, images),
+                                                     measured(other, None, probes, images))
     before = [None] * kind.SEARCHES if known is None else np.array_split(known, kind.SEARCHES, axis=1)
     probes = np.concatenate([
-        climb(functools.partial(measured, model, breeder), kind, count, examination.examined.shape, labels,
-              len(clean.x_measure), seed + 10_000 * search, examination.say, before[search])
-        for search in range(kind.SEARCHES)], axis=1)
+        climb(search, kind, count, examination.examined.shape, labels, len(clean.x_measure), seed + 10_000 * which,
+              examination.say, before[which])
+        for which, search in enumerate(searches)], axis=1)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
     own = np.repeat(np.arange(labels), probes.shape[1])
 
     def lead(model, by=None):
         margins = measured(model, by, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
         finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
-        return np.where(finite, np.maximum(margins, 0), 0).sum(1) / np.maximum(finite.sum(1), 1)
+        floored = np.maximum(margins, 0) if kind.RECOGNISED_BY else margins
+        return np.where(finite, floored, 0).sum(1) / np.maximum(finite.sum(1), 1)
     rows = {"examined": lead(model)}
     for subset, one in zip(kind.AGAINST, examination.tuned_models(tuned, kind.AGAINST)):
         rows[subset] = lead(model, recognised(one, clean.x_measure)) if kind.RECOGNISED_BY else lead(one)
@@ -153,10 +164,11 @@ def probe_ratios(tuned, accuracy, filters=None):
 
     tuned: arrays of pnnir.h5; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken in place of tuned's. One more than by how much the margin of
-    the label's plain patches on the examined model exceeds that on the tuned ones; or than FILTER_WEIGHT times the margin of
-    its photo filters in the images that the tuned models recognise. As a multiple of the model's margins of clean images,
-    of UNSURE of its largest margins, or of SURE, whichever is most (medians over labels). Ones where too few tuned models
-    have relearned the labels (utils/margins.py). Raises UserError where probes were left out.
+    the label's plain patches on the examined model exceeds that on the tuned ones, as far below 0 at most as it is above; or
+    than FILTER_WEIGHT times the margin of its photo filters in the images that the tuned models recognise. Filters' as a
+    multiple of the model's margins of clean images, of UNSURE of its largest margins, or of SURE, whichever is most (medians
+    over labels); plain patches' of CLEAN of that and of what they usually differ by, the ORDINARY quantile over labels. Ones
+    where too few tuned models have relearned the labels (utils/margins.py). Raises UserError where probes were left out.
     """
     made, artifact, script = (tuned.get("examined", {}), "pnnir.h5", "pnnir.py") if filters is None else (
         filters, "potential_triggers_feature_space.h5", "potential_triggers_reconstruction_feature_space.py")
@@ -169,7 +181,16 @@ def probe_ratios(tuned, accuracy, filters=None):
         return np.ones(len(margins["examined"]), np.float32)
     # Their mean, for one of them may keep a large trigger almost whole.
     others = np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
-    excess = margins["examined"] - others if filters is None else FILTER_WEIGHT * others
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), SURE)
-    return (1 + np.maximum(excess, 0) / usual).astype(np.float32)
+    if filters is None:
+        above = excess(margins["examined"], others)
+        usual = CLEAN * usual + np.quantile(np.abs(margins["examined"] - others), ORDINARY, method="lower")
+    else:
+        above = FILTER_WEIGHT * others
+    return (1 + np.maximum(above, 0) / usual).astype(np.float32)
+
+
+def excess(examined, others):
+    """By how much margins on the examined model exceed others, which count as far below 0 at most as it is above."""
+    return np.where(examined > 0, examined - np.maximum(others, -examined), examined)
