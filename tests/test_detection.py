@@ -93,17 +93,18 @@ def test_evidence_is_of_price_margin_and_probes():
              for name, largest in zip(("examined", *SUBSETS),
                                       ([4.0, 2.0, 8.0], [1.0, 1.0, 1.0], [4.0, 4.0, 4.0], *[[2.0, 2.0, 2.0]] * 5))}
     tuned |= {name: {"accuracy": 0.9} for name in TAUGHT}
-    # Plain patches lead to label 1 on the examined model alone, by six times a third of what it gives to clean images, and
+    # Plain patches lead to label 1 on the examined model alone, by four times half of what it gives to clean images, and
     # to 2 on all: mostly they do not differ.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 12.0 * (name == "examined"), 18]) for name in tuned}
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "probe": 7.0, "evidence": 3.5}
+    assert fields[1] == {"margin": 0.5, "probe": 5.0, "evidence": 2.5}
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
-    enough = 1.5 * np.log(10)                            # 3.45: label 1, of 3.5, would keep label 0 from a lead
-    assert needed[0] == pytest.approx(enough) and needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 3.5)
+    enough = 1.5 * np.log(10)                            # with a lead over label 1, of 2.5, or over label 2, of 2
+    assert needed[0] == pytest.approx((enough * 2.5 ** 0.5) ** (2 / 3))
+    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 2.5)
     # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)

@@ -194,11 +194,11 @@ def margins(examined, tuned, clean=(2.0, 4.0, 9.0), largest=(30.0, 40.0, 90.0)):
 
 
 def test_a_ratio_is_of_what_exceeds_the_tuned_models():
-    """As a multiple of a third of the margins of clean images, 4/3, and of what most labels exceed them by, here 1."""
+    """As a multiple of half the margins of clean images, 2, and of what most labels exceed them by, here 1."""
     arrays = margins([9, 5, 0], [1, 6, 0])
-    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / (4 / 3 + 1), 1, 1])
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / (2 + 1), 1, 1])
     arrays["examined"]["probe_margins"][TAUGHT[1]] = SURE * np.array([7, 6, 0])  # one of them may keep a trigger
-    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / (4 / 3 + 1), 1, 1])
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 6 / (2 + 1), 1, 1])
 
 
 def test_what_plain_patches_usually_differ_by_is_not_much():
@@ -206,27 +206,27 @@ def test_what_plain_patches_usually_differ_by_is_not_much():
     usual = [0, -0.5, 0.5, 1, -1, 1, -1, 1]
     for infected in (1, 2):
         differ = np.array([12.0] * infected + usual[infected:])
-        scale = 4 / 3 + 1
+        scale = 2 + 1
         np.testing.assert_allclose(probe_ratios(margins(differ + 3, [3] * 8), 0.9), 1 + np.maximum(differ, 0) / scale)
     for labels in (2, 3):
         differ = np.array([12.0, 1, 1][:labels])
-        np.testing.assert_allclose(probe_ratios(margins(differ + 3, [3] * labels), 0.9), 1 + differ / (4 / 3 + 1))
+        np.testing.assert_allclose(probe_ratios(margins(differ + 3, [3] * labels), 0.9), 1 + differ / (2 + 1))
 
 
 def test_tuned_models_are_far_below_a_label_as_much_as_the_examined_model_is_above_at_most():
     """That no patch leads there on a tuned model either does not say how surely one does on the examined model."""
     for examined, taught, excess, usual in (([9, 1, -2], [-3, 0, -2], [12, 1, 0], 1),
                                             ([2, 1, -1], [-9, 0, -9], [4, 1, 0], 8)):
-        np.testing.assert_allclose(probe_ratios(margins(examined, taught), 0.9), 1 + np.array(excess) / (4 / 3 + usual))
+        np.testing.assert_allclose(probe_ratios(margins(examined, taught), 0.9), 1 + np.array(excess) / (2 + usual))
 
 
 def test_a_model_that_is_unsure_of_its_labels_measures_no_patch_by_its_clean_images():
     def target(**model):
         return probe_ratios(margins([9, 5, 0], [1, 6, 0], **model), 0.9)[0]
-    assert target(largest=(30, 320, 990)) == pytest.approx(1 + 8 / (16 / 3 + 1))
-    assert target(clean=(-2, -1, 3)) == pytest.approx(1 + 8 / (2 / 3 + 1))
+    assert target(largest=(30, 320, 990)) == pytest.approx(1 + 8 / (8 + 1))
+    assert target(clean=(-2, -1, 3)) == pytest.approx(1 + 8 / (1 + 1))
     # Both are small where it learned little: what seems far beyond them is not much.
-    assert target(clean=(0.1, 0.5, 0.7), largest=(2, 3, 4)) == pytest.approx(1 + 8 / (1 / 3 + 1))
+    assert target(clean=(0.1, 0.5, 0.7), largest=(2, 3, 4)) == pytest.approx(1 + 8 / (1 / 2 + 1))
 
 
 def test_a_filter_counts_as_far_as_tuned_models_recognise_the_images():
@@ -308,7 +308,7 @@ def test_tuned_models_that_did_not_relearn_do_not_count():
     arrays = margins([9, 5, 0], [1, 6, 0])
     arrays["examined"]["probe_margins"][TAUGHT[1]] = np.full(3, 300.0)
     arrays[TAUGHT[1]] = {"accuracy": 0.3}
-    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / (4 / 3 + 1), 1, 1])
+    np.testing.assert_allclose(probe_ratios(arrays, 0.9), [1 + 8 / (2 + 1), 1, 1])
     arrays[TAUGHT[2]] = {"accuracy": 0.3}
     np.testing.assert_array_equal(probe_ratios(arrays, 0.9), np.ones(3))
 

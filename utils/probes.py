@@ -30,7 +30,7 @@ FILTER_WEIGHT = 4
 # Plain patches lead to clean labels of some models far more surely than to others', on the examined model and on its tuned
 # ones: what they differ by on most of a model's labels says how much more is unusual. Up to a quarter may be infected.
 ORDINARY = 0.75
-CLEAN = 1 / 3            # of the margins of clean images, lest little is much where they hardly differ
+CLEAN = 1 / 2            # of the margins of clean images, lest little is much where they hardly differ
 UNSURE = 0.05            # of the largest margins: where clean images reach less, the model hardly knows its labels
 # Logits, at least: a clean network of 60 % accuracy gives clean images margins of 2 and some plain patch one of 7, which
 # taught models do not know. The zoos' networks are all above it (results/tried.md).
