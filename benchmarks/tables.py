@@ -156,7 +156,7 @@ def model_rows(scans, zoo):
 
     zoo: flags of models.train by dataset and name.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, "
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, lead, "
              "**evidence** of the target | of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
@@ -197,7 +197,7 @@ def in_words(attack):
 
 
 def _call(row, mark=""):
-    """Ratio (of a filter ASR), margin, probe, exclusiveness and evidence of a label.
+    """Ratio (of a filter ASR), margin, probe, exclusiveness, lead where it has one, and evidence of a label.
 
     And what is left of it without other labels' backdoors.
     """
@@ -205,6 +205,7 @@ def _call(row, mark=""):
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
     names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
     more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)
+    more += f", lead {row['lead']:.2f}" if row.get("lead", 1.0) > 1 else ""
     return f"{first}, {row.get('margin', math.nan):.2f}{more}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
