@@ -23,8 +23,9 @@ from utils.probes import ROUNDS
 from utils.tuning import TAUGHT
 
 SCRIPTS = PATCH + FEATURE[1:]
-# Parts of probes: the rounds of each search, of the last on two models, and the models that the last probes are measured on.
-BRED = (SEARCHES + 1) * (1 + ROUNDS) + 1 + len(TAUGHT)
+# Parts of probes: the rounds of each search, where taught models know too little to be asked, and the models that the last
+# probes are measured on.
+BRED = SEARCHES * (1 + ROUNDS) + 1 + len(TAUGHT)
 MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "detection",
                           "potential_triggers_feature_space", "detection_feature_space")))
 
