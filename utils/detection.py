@@ -138,6 +138,16 @@ def evidence_of(examination, tuned, found, made_with=None):
             for label in labels]
 
 
+def held_against(evidence, exclusive, led):
+    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too."""
+    alone = np.array([row["evidence"] for row in evidence]) * exclusive
+    factors = {"exclusive": exclusive} | ({"lead": lead(alone)} if led else {})
+    total = alone * factors.get("lead", 1)
+    return [row | {"evidence": round(float(total[label]), 6)}
+            | {name: round(float(values[label]), 6) for name, values in factors.items()}
+            for label, row in enumerate(evidence)]
+
+
 def classifying(examination, tuned):
     """Names of the tuned models that learned to classify: that nothing transfers to another says nothing."""
     least = transfer.least_accuracy(examination.examined.labels)
@@ -184,9 +194,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
     if priced:
-        exclusive = exclusiveness(transfers_that_count(examination, tuned, transfers))
-        alone = np.array([row["evidence"] for row in evidence]) * exclusive
-        leads = lead(alone)
+        evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)), led)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -202,11 +210,6 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
-            if priced:
-                row["exclusive"] = round(float(exclusive[label]), 6)
-                row["evidence"] = round(float(alone[label] * (leads[label] if led else 1)), 6)
-            if led:
-                row["lead"] = round(float(leads[label]), 6)
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
                                     row.get("repaired_evidence", math.inf))
         labels[str(label)] = row

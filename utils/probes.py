@@ -56,11 +56,14 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
     def measured(model, by, probes, images):             # what is drawn repeats with the seed, so that only this takes time
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
-    first = relearned(tuned, examination.accuracy, kind.RECOGNISED_BY)[:1]
-    breeder = recognised(next(examination.tuned_models(tuned, first)), clean.x_measure) if first else None
+
+    def first_relearned(names):
+        return next(examination.tuned_models(tuned, relearned(tuned, examination.accuracy, names)), None)
+
+    first, other = first_relearned(kind.RECOGNISED_BY), first_relearned(kind.BRED_AGAINST)
+    breeder = first and recognised(first, clean.x_measure)
     searches = [functools.partial(measured, model, breeder)] * kind.SEARCHES
-    if against := relearned(tuned, examination.accuracy, kind.BRED_AGAINST)[:1]:
-        other = next(examination.tuned_models(tuned, against))
+    if other:
         searches[-1] = lambda probes, images: excess(measured(model, None, probes, images),
                                                      measured(other, None, probes, images))
     before = [None] * kind.SEARCHES if known is None else np.array_split(known, kind.SEARCHES, axis=1)
