@@ -11,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import convicting, exclusiveness, factors_of, lead, ratios_needed
+from utils.evidence import convicting, exclusiveness, factors_of, lead, own, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -46,8 +46,13 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
         assert weigh(said, 2.49, 2.5, patch=False) == said
     assert weigh(PATCH, 2.49, 2.5, patch=True) == weigh(INFECTED, 2.49, 2.5, patch=True) == TOO_LITTLE
     assert weigh(RANDOM, 2.49, 2.5, patch=True) == RANDOM
-    assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.5) == INFECTED
-    assert weigh(INFECTED, 9.0, 2.5, patch=True, repaired=2.49) == EXPLAINED
+
+
+def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count():
+    assert own(9.0, 4.0) == own(4.0, 9.0) == 4.0
+    np.testing.assert_allclose(own(np.array([9.0, 2.25]), np.array([1.0, 2.25])), [2, 1.5])
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
 
 
 def test_the_surest_label_leads_by_the_root_of_what_the_next_one_has():
@@ -213,6 +218,18 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
         return report(scene, SimpleNamespace(settings={}, path=tmp_path / "detection.h5"), tuned, found,
                       np.zeros((3, 6)), 0.5, found["mask"], evidence)["infected_labels"]
     assert infected(6.0) == [1] and infected(5.0) == [0]          # 2.5 ln(10) convict
+
+
+@pytest.mark.parametrize("has, keeps, decision", [(20.0, 3.72, EXPLAINED), (20.0, 3.74, INFECTED), (5.8, 12.9, INFECTED),
+                                                 (5.8, 12.8, EXPLAINED), (5.7, 90.0, TOO_LITTLE)])
+def test_a_label_beside_another_needs_more_than_one_alone(tmp_path, has, keeps, decision):
+    """2.5 ln(10) = 5.76 convict alone. The lead over the label that explains it does not count."""
+    found, scene = priced_patches(3), examination(replace(TNDA, evidence=2.5))
+    evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (has, 10.0, 1.0)]
+    evidence[0]["repaired_evidence"] = keeps
+    verdict = report(scene, SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
+                     {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((3, 6)), 0.5, found["mask"], evidence)
+    assert [row["decision"] for row in verdict["labels"].values()] == [decision, INFECTED, TOO_LITTLE]
 
 
 def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, factors_of, exclusiveness, lead, sureness_of, weighed
+from utils.evidence import convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -51,14 +51,14 @@ def decide(asr, transfers, settings, threshold, collapse=0.0, entropy=0.0):
     return PATCH if reached >= min(settings.transfers_needed, len(transfers)) else INFECTED
 
 
-def weigh(decision, evidence, enough, patch, repaired=math.inf):
+def weigh(decision, evidence, enough, patch, beside=math.inf):
     """The default's decision for a label, from TNDA's and the evidence (utils/evidence.py) that is, and is `enough`, of it.
 
     A patch (in place of a filter) is a backdoor's by evidence alone: TNDA flags clean labels on most models.
-    repaired: the evidence that is left without other labels' backdoors (utils/repair.py).
+    beside: what counts of the evidence beside other labels' backdoors (`utils.evidence.own`).
     """
     if evidence >= enough:
-        return INFECTED if repaired >= enough else EXPLAINED
+        return INFECTED if beside >= enough else EXPLAINED
     return TOO_LITTLE if patch and decision in (PATCH, INFECTED, UNTOLD) else decision
 
 
@@ -210,8 +210,9 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
-            row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
-                                    row.get("repaired_evidence", math.inf))
+            # A lead over what explains the label tells nothing.
+            beside = own(row["evidence"] / row.get("lead", 1), row.get("repaired_evidence", math.inf))
+            row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None, beside)
         labels[str(label)] = row
     if INFECTED not in (row["decision"] for row in labels.values()):
         # What explained them is convicted no more: EVIDENCE was lower, or transfers were, when patches were reconstructed.
@@ -253,8 +254,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
 def _costs(found):
     """Label → JSON fields: what its patches cost, and their controls where they were measured."""
     fields = defaultdict(dict)
-    for prefix, own in (("", found), ("free_", found["free"])):
-        for label, cost in zip(own["label"], own["cost"]):
+    for prefix, made in (("", found), ("free_", found["free"])):
+        for label, cost in zip(made["label"], made["cost"]):
             fields[int(label)][f"{prefix}cost"] = round(float(cost), 6)
         controls = found.get(f"{prefix}controls", {"label": (), "cost": ()})
         for label, costs in zip(controls["label"], controls["cost"]):

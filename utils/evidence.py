@@ -17,6 +17,7 @@ from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
+SECOND = 1.5             # times what convicts alone asked of a label beside another's backdoor, which lends to clean ones
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -68,6 +69,15 @@ def lead(evidence):
     found = np.ones(len(evidence))
     found[surest] = max(1.0, evidence[surest] / max(1.0, evidence[next_one])) ** LEAD
     return found
+
+
+def own(evidence, kept):
+    """What counts of the evidence of a label beside another's backdoor: what it has and what it keeps, by SECOND.
+
+    A backdoor lends evidence to clean labels, some of which they keep when it is unlearned, and unlearning takes some from a
+    second backdoor: both err, and mostly apart, so that their geometric mean tells more than either (results/tried.md).
+    """
+    return np.sqrt(evidence * kept) / SECOND
 
 
 def convicting(settings, labels, probed, filters=False):

@@ -2,8 +2,9 @@
 
 A network uses the features of its backdoor for other labels, too: their patches are cheap then, and hardly transfer, as if
 they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
-others are measured again on what is left: evidence that a label keeps is its own. Of labels that are about as sure the one
-whose patch transfers least to the tuned models is taken, as in TNDA: unlearning either mostly clears the other.
+others are measured again on what is left: evidence that a label keeps is mostly its own (`utils.evidence.own`). Of labels
+that are about as sure the one whose patch transfers least to the tuned models is taken, as in TNDA: unlearning either
+mostly clears the other.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import MOST_EXCLUSIVE, convicting, exclusiveness, factors_of, sureness_of, weighed
+from utils.evidence import MOST_EXCLUSIVE, convicting, exclusiveness, factors_of, own, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.probes import search_probes
@@ -53,7 +54,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
-    evidence = exclusive * evidence
+    evidence = before = exclusive * evidence
 
     def suspected(labels, evidence):
         nearly = (label for label in labels if evidence[label] >= NEARLY * enough)
@@ -63,9 +64,10 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(min(tied, key=mean.__getitem__))
         others = [label for label in suspects if label != known[-1]]
-        evidence = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
-                                                 labels_at_once)
-        kept[others] = evidence[others]
+        left = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
+                                             labels_at_once)
+        kept[others] = left[others]
+        evidence = own(before, left)
         suspects = suspected(others, evidence)
     return kept
 
