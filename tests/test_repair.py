@@ -43,15 +43,15 @@ def test_one_label_or_none_is_not_measured_again(convicted):
 def test_labels_are_measured_on_the_model_without_the_surer_ones(convicted):
     nan = np.nan
     np.testing.assert_array_equal(convicted([5.0, 1.0, 9.0], {(2,): [1.5, 9.0, 9.0]}), [1.5, nan, nan])
-    # 3 outlasts 2 (2.37 of 2.3), so that it counts as a backdoor of its own, and 0 and 1 have to outlast both.
-    found = convicted([6.0, 6.0, 9.0, 6.0, 6.0], {(2,): [2.2, 2.1, 9, 2.4, 1.5], (2, 3): [1.4, 2.5, 9, 9, 9]})
-    np.testing.assert_allclose(found, [1.4, 2.5, nan, 2.4, 1.5], rtol=1e-6)
+    # 3 outlasts 2 (2.38 of 2.3), so that it counts as a backdoor of its own, and 0 and 1 have to outlast both.
+    found = convicted([6.0, 6.0, 9.0, 6.0, 6.0], {(2,): [1.45, 1.4, 9, 1.6, 1.0], (2, 3): [0.9, 1.65, 9, 9, 9]})
+    np.testing.assert_allclose(found, [0.9, 1.65, nan, 1.6, 1.0], rtol=1e-6)
 
 
 def test_what_a_label_has_and_keeps_makes_it_a_backdoor_of_its_own(convicted):
     """3 keeps most, but of little; 0 had more, so it is unlearned next and 3 asked again; 1 had and keeps too little."""
-    found = convicted([8.0, 3.0, 9.0, 2.4], {(2,): [2.4, 2.4, 9, 4.9], (2, 0): [9, 2.0, 9, 4.0]})
-    np.testing.assert_allclose(found, [2.4, 2.4, np.nan, 4.0], rtol=1e-6)
+    found = convicted([8.0, 3.0, 9.0, 2.4], {(2,): [1.6, 1.6, 9, 3.2], (2, 0): [9, 2.0, 9, 4.0]})
+    np.testing.assert_allclose(found, [1.6, 1.6, np.nan, 4.0], rtol=1e-6)
 
 
 def test_of_labels_about_as_sure_the_one_that_transfers_least_is_the_backdoors(convicted):

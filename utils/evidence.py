@@ -17,7 +17,7 @@ from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
-SECOND = 1.6             # times what convicts alone asked of a label beside another's backdoor, which lends to clean ones
+SECOND = 1.3             # times what convicts alone asked of a label beside another's backdoor, which lends to clean ones
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
