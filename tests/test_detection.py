@@ -207,29 +207,27 @@ def priced_patches(count):
             "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1)}
 
 
+def judged(tmp_path, has, keeps, second):
+    """What `report` says of three labels where 2.5 ln(10) = 5.76 convict alone: of 0 `keeps` is left, 2 is a usual one."""
+    found = priced_patches(3)
+    evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (has, second, 1.0)]
+    evidence[0]["repaired_evidence"] = keeps
+    return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
+                  {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((3, 6)), 0.5, found["mask"], evidence)
+
+
 def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
-    found, scene = priced_patches(3), examination(replace(TNDA, evidence=2.5))
-    tuned = {name: {"accuracy": 0.9} for name in SUBSETS}
-
-    def infected(second):
-        evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (10.0, second, 1.0)]
-        evidence[0]["repaired_evidence"] = 3.0
-        return report(scene, SimpleNamespace(settings={}, path=tmp_path / "detection.h5"), tuned, found,
-                      np.zeros((3, 6)), 0.5, found["mask"], evidence)["infected_labels"]
-    assert infected(6.0) == [1] and infected(5.0) == [0]          # 2.5 ln(10) convict
+    assert judged(tmp_path, 10.0, 3.0, 6.0)["infected_labels"] == [1]
+    assert judged(tmp_path, 10.0, 3.0, 5.0)["infected_labels"] == [0]
 
 
 @pytest.mark.parametrize("has, keeps, decision", [(20.0, 2.79, EXPLAINED), (20.0, 2.81, INFECTED), (5.8, 9.6, EXPLAINED),
                                                  (5.8, 9.7, INFECTED), (5.7, 90.0, TOO_LITTLE)])
 def test_a_label_beside_another_needs_more_than_one_alone(tmp_path, has, keeps, decision):
-    """2.5 ln(10) = 5.76 convict alone. The lead over the label that explains it does not count."""
-    found, scene = priced_patches(3), examination(replace(TNDA, evidence=2.5))
-    evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (has, 10.0, 1.0)]
-    evidence[0]["repaired_evidence"] = keeps
-    verdict = report(scene, SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
-                     {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((3, 6)), 0.5, found["mask"], evidence)
-    assert [row["decision"] for row in verdict["labels"].values()] == [decision, INFECTED, TOO_LITTLE]
+    """The lead over the label that explains it does not count."""
+    labels = judged(tmp_path, has, keeps, 10.0)["labels"]
+    assert [row["decision"] for row in labels.values()] == [decision, INFECTED, TOO_LITTLE]
 
 
 def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):

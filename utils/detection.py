@@ -130,22 +130,20 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
     values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
-    labels = range(len(values["evidence"]))
     if patches:
-        values |= {"ratio": [ratios.get(label, math.nan) for label in labels],
+        values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(values["evidence"]))],
                    "repaired_evidence": found["repaired_evidence"]}
-    return [{name: round(float(array[label]), 6) for name, array in values.items() if not math.isnan(array[label])}
-            for label in labels]
+    return _fields(values)
 
 
 def held_against(evidence, exclusive, led):
     """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too."""
     alone = np.array([row["evidence"] for row in evidence]) * exclusive
-    factors = {"exclusive": exclusive} | ({"lead": lead(alone)} if led else {})
-    total = alone * factors.get("lead", 1)
-    return [row | {"evidence": round(float(total[label]), 6)}
-            | {name: round(float(values[label]), 6) for name, values in factors.items()}
-            for label, row in enumerate(evidence)]
+    values = {"evidence": alone, "exclusive": exclusive}
+    if led:
+        values["lead"] = lead(alone)
+        values["evidence"] = alone * values["lead"]
+    return [row | fields for row, fields in zip(evidence, _fields(values))]
 
 
 def classifying(examination, tuned):
@@ -249,6 +247,12 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     named = f"BACKDOORED, infected labels: {', '.join(map(str, infected))}" if infected else "no backdoor found"
     print(f"verdict: {examination.row.name}/{examination.examined.name} {named}", flush=True)
     return verdict
+
+
+def _fields(values):
+    """JSON fields of each label, those that are not nan. values: name → L numbers."""
+    return [{name: round(float(value), 6) for name, value in zip(values, row) if not math.isnan(value)}
+            for row in zip(*values.values())]
 
 
 def _costs(found):
