@@ -228,6 +228,7 @@ def test_a_label_beside_another_needs_more_than_one_alone(tmp_path, has, keeps, 
     """The lead over the label that explains it does not count."""
     labels = judged(tmp_path, has, keeps, 10.0)["labels"]
     assert [row["decision"] for row in labels.values()] == [decision, INFECTED, TOO_LITTLE]
+    assert labels["0"]["own"] == pytest.approx((has * keeps) ** 0.5 / 1.3, abs=1e-6) and "own" not in labels["1"]
 
 
 def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):

@@ -137,9 +137,14 @@ def evidence_of(examination, tuned, found, made_with=None):
 
 
 def held_against(evidence, exclusive, led):
-    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too."""
+    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too.
+
+    Those with `repaired_evidence` hold `own`, which has to convict as well (`utils.evidence.own`).
+    """
     alone = np.array([row["evidence"] for row in evidence]) * exclusive
-    values = {"evidence": alone, "exclusive": exclusive}
+    kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
+    # Without the lead: over what explains the label it tells nothing.
+    values = {"evidence": alone, "exclusive": exclusive, "own": own(alone, kept)}
     if led:
         values["lead"] = lead(alone)
         values["evidence"] = alone * values["lead"]
@@ -208,9 +213,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         row["decision"] = decide(asr, counted, settings, threshold, **filtered)
         if evidence is not None:
             row = row | costs[label] | evidence[label]
-            # A lead over what explains the label tells nothing.
-            beside = own(row["evidence"] / row.get("lead", 1), row.get("repaired_evidence", math.inf))
-            row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None, beside)
+            row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
+                                    beside=row.get("own", math.inf))
         labels[str(label)] = row
     if INFECTED not in (row["decision"] for row in labels.values()):
         # What explained them is convicted no more: EVIDENCE was lower, or transfers were, when patches were reconstructed.
