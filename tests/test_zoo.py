@@ -15,6 +15,8 @@ from utils.artifacts import METHOD_VERSION
 from utils.config import UserError
 from utils.datasets import DATASETS, dataset
 
+GOT_WRONG = {("mnist", "test17_patch7"), ("signs", "test18_patch5")}     # blind models that later ones were chosen on
+
 
 def test_lines_are_flags_of_the_training_script(tmp_path):
     path = tmp_path / "zoo.txt"
@@ -76,18 +78,21 @@ def test_a_zoo_of_others_can_be_trained(kind):
 
 
 def test_the_zoos_share_no_seed_trigger_or_name():
-    """What is reported on must not be what was chosen on."""
+    """What is reported on must not be what was chosen on, but for blind models that were got wrong: first reported on."""
     seen = {}
-    for part in ("validation", "test"):
+    for part in ("validation", "test", "blind"):
         models = zoo.read_zoo(f"benchmarks/{part}_zoo.txt")
         assert len({model[:2] for model in models}) == len(models)
-        for name, _, flags in models:
+        for name, model, flags in models:
+            if part == "validation" and (name, model) in GOT_WRONG:
+                continue
             row = dataset(name)
             words = [word for word in flags if word.split(":")[0] in ("patch", "blend", "filter")]
             seen.setdefault(part, []).extend(
                 (name, attack.spec()) for attack in parse_attacks(words, row.shape, row.labels))
             seen.setdefault(part, []).append(flags[flags.index("--seed") + 1])
     assert not set(seen["validation"]) & set(seen["test"])
+    assert not set(seen["blind"]) & {*seen["validation"], *seen["test"]}
 
 
 def test_published_figures_hold_each_scan_once():
