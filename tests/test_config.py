@@ -31,6 +31,8 @@ SOURCE = textwrap.dedent('''
             raise UserError("DATASET 'bad' is\\nnot there")
         if DATASET == "full":
             raise OSError(28, "No space left on device", "results/x.h5")
+        if DATASET == "long":
+            print("line\\n" * 100_000)
         print(json.dumps([DATASET, MODELS, RATE, RANGE, STEPS, OVERWRITE]))
 
     if __name__ == "__main__":
@@ -70,6 +72,16 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(call, arguments, said):
     done = call(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_a_reader_that_has_enough_interrupts(call, tmp_path):
+    """As `| head` does: nothing is wrong with the disk."""
+    with subprocess.Popen([sys.executable, tmp_path / "script.py", "--dataset", "long"], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 130 and said.strip().startswith("interrupted") and said.strip().count("\n") == 0
 
 
 def test_help_shows_comments_and_defaults(call):

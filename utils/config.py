@@ -94,12 +94,17 @@ def read_constants(source):
 
 
 def run(main):
-    """Call a script's `main` and end the process: 0, or 2 after one line for a `UserError`, or 130 if interrupted."""
+    """Call a script's `main` and end the process: 0, or 2 after one line for a `UserError`, or 130 if interrupted.
+
+    A reader of the output that goes away, as `| head` does, is an interruption, too.
+    """
     try:
         main()
     except UserError as error:
         sys.exit(_complain(str(error)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError) as stop:
+        if isinstance(stop, BrokenPipeError):        # `| head` has read enough: what is left would raise again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("\ninterrupted: finished parts are kept, the same command goes on from them", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
