@@ -88,8 +88,11 @@ class Examination:
     def tuned_models(self, tuned, names):
         """Yield each tuned model as a function from images in [0, 1] to logits, valid until the next is asked for.
 
-        tuned: arrays of `pnnir.h5`. One network takes the weights of each in turn, so it is compiled once.
+        tuned: arrays of `pnnir.h5`. One network takes the weights of each in turn, so it is compiled once; where no model is
+        asked for there is none.
         """
+        if not names:
+            return
         network = keras.models.clone_model(self.examined.network)
         model = classifier(network, self.examined.preprocess)
         for name in names:

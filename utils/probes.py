@@ -58,8 +58,7 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
         return stage.part(f"{name}-{next(number)}", lambda: {"margins": measure(model, probes, images, by)})["margins"]
 
     def first_relearned(names):
-        first = relearned(tuned, examination.accuracy, names)[:1]
-        return next(examination.tuned_models(tuned, first)) if first else None
+        return next(examination.tuned_models(tuned, relearned(tuned, examination.accuracy, names)), None)
 
     first, other = first_relearned(kind.RECOGNISED_BY), first_relearned(kind.BRED_AGAINST)
     breeder = first and recognised(first, clean.x_measure)
