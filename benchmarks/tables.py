@@ -106,18 +106,17 @@ def read_scans(zoo, results, models, kept=None):
 
 
 def confusion(scans):
-    """A Markdown table: a row for each dataset and pipeline, for each size of trigger, and for all."""
+    """A Markdown table: a row for each dataset and pipeline, for each size of trigger, the smallest first, and for all."""
     groups = defaultdict(list)
     for scan in scans:
         kind = "patch" if scan["stage"] == "detection" else "filter"
-        groups[f"{scan['dataset']}, {kind}"].append(scan)
-        groups[f"all, {kind}"].append(scan)
+        groups[0, f"{scan['dataset']}, {kind}"].append(scan)
+        groups[0, f"all, {kind}"].append(scan)
         if kind == "patch" and scan["targets"]:
             low, high = next(pair for pair in zip(BINS, BINS[1:]) if scan["share"] <= pair[1])
-            groups[f"trigger of {low:.0%} to {high:.0%} of the image"].append(scan)
+            groups[high, f"trigger of {low:.0%} to {high:.0%} of the image"].append(scan)
     lines = ["| models | FNR | FPR | backdoored: exactly the targets | clean: passed |", "|---|---|---|---|---|"]
-    for name in sorted(groups):
-        group = groups[name]
+    for (_, name), group in sorted(groups.items()):      # the keys differ, so that groups are not compared
         targets = [label in scan["infected"] for scan in group for label in scan["targets"]]
         others = [int(label) in scan["infected"] for scan in group for label in scan["labels"]
                   if int(label) not in scan["targets"]]

@@ -115,22 +115,25 @@ def test_auroc_counts_pairs():
 
 def test_confusion_of_made_up_scans(tmp_path):
     """Three models: one found, one with another label flagged, one clean and passed; a fourth was not scanned."""
-    def write(name, targets, infected):
+    def write(name, targets, infected, share=0.05):
         (tmp_path / "models/signs").mkdir(parents=True, exist_ok=True)
         (tmp_path / "scans/signs" / name).mkdir(parents=True)
-        attacks = [{"kind": "patch", "target": target, "asr": 1.0, "share": 0.02, "spec": ""} for target in targets]
+        attacks = [{"kind": "patch", "target": target, "asr": 1.0, "share": share, "spec": ""} for target in targets]
         (tmp_path / "models/signs" / f"{name}.json").write_text(json.dumps({"attacks": attacks}))
         (tmp_path / "scans/signs" / name / "detection.json").write_text(json.dumps(
             {"infected_labels": infected, "labels": {str(label): {} for label in range(4)},
              "settings": {"method_version": METHOD_VERSION}}))
     write("one", [2], [2])
-    write("two", [1], [3])
+    write("two", [1], [3], share=0.12)
     write("three", [], [])
     (tmp_path / "zoo.txt").write_text("\n".join(f"signs {name}" for name in ("one", "two", "three", "four")))
     scans, missing = tables.read_scans(tmp_path / "zoo.txt", tmp_path / "scans", tmp_path / "models")
     assert missing == ["signs/four"]
-    row = next(line for line in tables.confusion(scans).splitlines() if line.startswith("| signs, patch"))
+    _, _, *rows = tables.confusion(scans).splitlines()
+    row = next(line for line in rows if line.startswith("| signs, patch"))
     assert [cell.split(" ")[1] for cell in row.split("|")[2:6]] == ["1/2", "1/10", "1/2", "1/1"]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| trigger of 3% to 10% of the image",
+                                                         "| trigger of 10% to 18% of the image"]
 
 
 def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, capsys):
