@@ -100,16 +100,16 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     reconstruct, reconstruct_free = (
         Reconstructor(PatchTrigger, examination, models | {name: model}, pair, stage, labels_at_once)
         for pair in (f"{name}/123", name))
-    own, free = reconstruct(labels), reconstruct_free(labels)
-    lend_price(free, own, examination.settings)
+    paired, free = reconstruct(labels), reconstruct_free(labels)
+    lend_price(free, paired, examination.settings)
     cheapest_of_starts(free, labels, reconstruct_free, examination.settings)
     measured = {"free": free, "free_controls": _rows(controls, labels),
                 "usual_ratio": usual(ratios_of(free, _rows(controls, spread)).values())}
     if "controls" in arrays:
         measured["controls"] = _rows(arrays["controls"], others)
-        cheapest_of_starts(own, measured["controls"]["label"], reconstruct, examination.settings)
+        cheapest_of_starts(paired, measured["controls"]["label"], reconstruct, examination.settings)
     sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy), trust=BESIDE)
-    return weighed(relative_ratios(own | measured), sureness)
+    return weighed(relative_ratios(paired | measured), sureness)
 
 
 def _rows(controls, labels):
@@ -119,7 +119,8 @@ def _rows(controls, labels):
 
 def _patches(known, arrays, tuned):
     """(masks K×H×W, patterns K×H×W×C) of labels: both kinds of reconstructed ones, and the plain ones of pnnir.h5."""
-    made = [[own[name][np.isin(own["label"], known)] for name in ("mask", "pattern")] for own in (arrays, arrays["free"])]
+    made = [[patches[name][np.isin(patches["label"], known)] for name in ("mask", "pattern")]
+            for patches in (arrays, arrays["free"])]
     if "probes" in tuned["examined"]:
         made.append(plain_patches.rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
     return tuple(map(np.concatenate, zip(*made)))
