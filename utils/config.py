@@ -102,11 +102,11 @@ def run(main):
         main()
     except UserError as error:
         sys.exit(_complain(str(error)))
-    except (KeyboardInterrupt, BrokenPipeError) as stop:
-        if isinstance(stop, BrokenPipeError):        # `| head` has read enough: what is left would raise again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("\ninterrupted: finished parts are kept, the same command goes on from them", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())       # what is left to write would raise again
+        sys.exit(_interrupted())
     except OSError as error:
         # A full disk or a folder that may not be written is the user's to mend, not a crash of ours.
         place = f" ({error.filename})" if error.filename else ""
@@ -126,6 +126,11 @@ def load_tensorflow():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _interrupted():
+    print("\ninterrupted: finished parts are kept, the same command goes on from them", file=sys.stderr)
+    return 130
 
 
 def _complain(message):
