@@ -21,6 +21,7 @@ ZOO = "benchmarks/validation_zoo.txt"    # the list of models
 RESULTS = ["results/zoo/default"]        # folders that benchmarks.zoo wrote, one for each named setting
 MODELS = "models"                        # MODELS/DATASET/NAME.json tell what each model's triggers are
 FIGURES = ""                             # file of all scans' figures: read where artifacts are missing, then updated
+VERSIONS: list[int] = []                 # only scans by these versions of the method; none: all
 STATISTICS = False                       # also how well each statistic separates labels, whatever its threshold (AUROC)
 MODEL_ROWS = False                       # also a table with a row for each model
 LEFT = False                             # also the hidden triggers' ASR on the tuned models, by re-initialized blocks
@@ -46,6 +47,7 @@ def main():
     for results in map(pathlib.Path, RESULTS):
         scans, missing = read_scans(ZOO, results, pathlib.Path(MODELS), kept)
         kept |= {scan_key(scan): scan for scan in scans}
+        scans = [scan for scan in scans if not VERSIONS or scan["method_version"] in VERSIONS]
         failed = [f"{scan['dataset']}/{scan['name']}" for scan in scans if not implanted(scan)]
         scans = list(filter(implanted, scans))
         left_out = "".join(f"; {why}: {', '.join(names)}" for why, names in (("not finished", missing),

@@ -190,6 +190,11 @@ def test_figures_of_another_version_are_named_and_scanned_again(tmp_path, monkey
     monkeypatch.setattr(tables, "RESULTS", [str(tmp_path / "scans")])
     tables.main()
     assert f"scanned by versions {METHOD_VERSION - 1} of the method among them" in capsys.readouterr().out
+    for versions, count in (([METHOD_VERSION - 1], 1), ([METHOD_VERSION], 0)):
+        monkeypatch.setattr(tables, "VERSIONS", versions)
+        tables.main()
+        assert f"scans: {count} scans" in capsys.readouterr().out
+    assert len((tmp_path / "figures.jsonl").read_text().splitlines()) == 1      # what is not shown is kept
     scanned = []
     monkeypatch.setattr(zoo, "RESULTS", str(tmp_path / "scans"))
     monkeypatch.setattr(zoo, "scan", lambda dataset, name, *_: scanned.append(name))
