@@ -62,6 +62,9 @@ def test_of_labels_about_as_sure_the_one_that_transfers_least_is_the_backdoors(c
         np.testing.assert_allclose(convicted(evidence, without, transfers, **idle), left, rtol=1e-6)
     keep([5.0, 1.0, 9.0], [0.01, 0.0, 0.2], [nan, nan, 2.0 * 0.81])         # transfers are evidence as well
     keep([5.0, 1.0, 9.0], [0.2, 0.0, 0.2], [1.5, nan, nan])
+    # Hardly any transfer is as good as none.
+    keep([5.0, 1.0, 9.0], [0.0, 0.0, 0.02], [1.5, nan, nan])
+    keep([5.0, 1.0, 9.0], [0.0, 0.0, 0.06], [nan, nan, 2.0 * 0.94])
     # Transfers do not tell for a label that is far less sure, nor where the pattern is random.
     keep([3.5, 1.0, 9.0], [0.0, 0.0, 0.2], [1.5, nan, nan])
     keep([5.0, 1.0, 9.0], [nan, nan, 0.2], [1.5, nan, nan])

@@ -3,8 +3,8 @@
 A network uses the features of its backdoor for other labels, too: their patches are cheap then, and hardly transfer, as if
 they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
 others are measured again on what is left: evidence that a label keeps is mostly its own (`utils.evidence.own`). Of labels
-that are about as sure the one whose patch transfers least to the tuned models is taken, as in TNDA: unlearning either
-mostly clears the other.
+that are about as sure the one whose patch transfers least for its evidence is taken, after TNDA: unlearning either mostly
+clears the other.
 """
 
 from dataclasses import replace
@@ -26,6 +26,7 @@ from utils.tuning import Trainer, reset_random_layers
 RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: that harms a second backdoor as well
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
+FAINT = 0.05             # of transfers: ASRs of a few images in a hundred differ by luck, and evidence tells then
 # Share of the evidence that convicts, from which on labels are asked what they keep: preserved, the patches, by whose
 # transfers detection counts, transfer a little less.
 NEARLY = 0.9
@@ -39,8 +40,9 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
 
     tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
-    `utils.controls.measure_controls`. The surest label that evidence convicts, or that of the least transfer of those TIED
-    with it, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one convicted again.
+    `utils.controls.measure_controls`. The surest label that evidence convicts, or of those TIED with it the one of the most
+    evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one
+    convicted again.
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
@@ -62,7 +64,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     suspects = suspected(range(len(evidence)), evidence)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
-        known.append(min(tied, key=mean.__getitem__))
+        known.append(max(tied, key=lambda label: evidence[label] / (mean[label] + FAINT)))
         others = [label for label in suspects if label != known[-1]]
         left = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
                                              labels_at_once)
