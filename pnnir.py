@@ -41,6 +41,7 @@ configure(globals())
 
 from utils import plain_patches, transfer  # TensorFlow loads after the flags were read
 from utils.examination import examinations, set_weights, weights_of
+from utils.foreignness import likeness
 from utils.margins import margin_meter
 from utils.probes import search_probes
 from utils.topology import block_layers
@@ -79,6 +80,7 @@ def main():
             if settings.probes:
                 tuned["examined"] |= search_probes(
                     examination, examination.model, tuned, plain_patches, settings.probes, stage)
+                tuned["examined"] |= likeness(examination, examined.network, tuned["examined"]["probes"])
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

@@ -11,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import convicting, exclusiveness, factors_of, lead, own, ratios_needed
+from utils.evidence import SECOND, convicting, exclusiveness, factors_of, lead, own, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -49,8 +49,8 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 
 def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count():
-    assert own(9.0, 4.0) == own(4.0, 9.0) == pytest.approx(6 / 1.3)
-    np.testing.assert_allclose(own(np.array([1.0, 1.69]), np.array([1.69, 1.69])), [1, 1.3])
+    assert own(9.0, 4.0) == pytest.approx(6 / SECOND) and own(4.0, 9.0) == 4       # what it has, at most
+    np.testing.assert_allclose(own(np.array([16.0, 4.0]), np.array([1.0, 1.0])), np.array([4, 2]) / SECOND)
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
 
@@ -101,15 +101,17 @@ def test_evidence_is_of_price_margin_and_probes():
     # Plain patches lead to label 1 on the examined model alone, by four times half of what it gives to clean images, and
     # to 2 on all: mostly they do not differ.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 12.0 * (name == "examined"), 18]) for name in tuned}
+    tuned["examined"]["likeness"] = 1.02 - np.array([0.2, 0.4, 0.1])     # twice as unlike its images is 1
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
-    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "evidence": 1.6, "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "probe": 5.0, "evidence": 2.5}
-    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "evidence": pytest.approx(9.6)}
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": 1.6,
+                         "repaired_evidence": 2.5}
+    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": 5.0}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
-    enough = 1.5 * np.log(10)                            # with a lead over label 1, of 2.5, or over label 2, of 2
-    assert needed[0] == pytest.approx((enough * 2.5 ** 0.5) ** (2 / 3))
-    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 2.5)
+    enough = 1.5 * np.log(10)                            # label 1, of 5, leaves no lead; over label 2, of 2, there is one
+    assert needed[0] == pytest.approx(enough)
+    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 5)
     # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -218,17 +220,18 @@ def judged(tmp_path, has, keeps, second):
 
 def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
-    assert judged(tmp_path, 10.0, 3.0, 6.0)["infected_labels"] == [1]
-    assert judged(tmp_path, 10.0, 3.0, 5.0)["infected_labels"] == [0]
+    assert judged(tmp_path, 10.0, 1.0, 6.0)["infected_labels"] == [1]
+    assert judged(tmp_path, 10.0, 1.0, 5.0)["infected_labels"] == [0]
 
 
-@pytest.mark.parametrize("has, keeps, decision", [(20.0, 2.79, EXPLAINED), (20.0, 2.81, INFECTED), (5.8, 9.6, EXPLAINED),
-                                                 (5.8, 9.7, INFECTED), (5.7, 90.0, TOO_LITTLE)])
-def test_a_label_beside_another_needs_more_than_one_alone(tmp_path, has, keeps, decision):
+@pytest.mark.parametrize("has, keeps, decision", [(20.0, 0.93, EXPLAINED), (20.0, 0.94, INFECTED), (5.8, 3.2, EXPLAINED),
+                                                 (5.8, 3.3, INFECTED), (5.7, 90.0, TOO_LITTLE)])
+def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, keeps, decision):
     """The lead over the label that explains it does not count."""
     labels = judged(tmp_path, has, keeps, 10.0)["labels"]
     assert [row["decision"] for row in labels.values()] == [decision, INFECTED, TOO_LITTLE]
-    assert labels["0"]["own"] == pytest.approx((has * keeps) ** 0.5 / 1.3, abs=1e-6) and "own" not in labels["1"]
+    assert labels["0"]["own"] == pytest.approx(min(has, (has * keeps) ** 0.5 / SECOND), abs=1e-6)
+    assert "own" not in labels["1"]
 
 
 def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):

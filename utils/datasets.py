@@ -134,9 +134,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Between clean labels, up to 1.5 ln(labels), and the second least target, 1.9 ln(labels), of validation models and of
-    # test models retired for it (results/tried.md). It comes to 4.3 with 12 labels, 6.6 with 43.
-    evidence=1.75,
+    # Between labels of clean models, up to 2.8 ln(labels), and targets, 3.4 and more but for one that is missed, of models
+    # to choose on (results/tried.md). It comes to 8 with 12 labels, 12 with 43.
+    evidence=3.2,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from

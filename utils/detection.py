@@ -238,10 +238,11 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
+              + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * led
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
               + "lead: of the surest label, the root of its evidence as a multiple of the next label's\n" * led
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
-              + " × exclusive" * priced + " × lead" * led
+              + " × foreign" * led + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
@@ -277,7 +278,7 @@ def _table(labels, infected):
                                            for name in ("mask_size", "cost", "probe", "lead", "evidence"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
+             + " foreign" * led + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -287,8 +288,8 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
-                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("exclusive", 10),) * priced
-                   + (("lead", 6),) * led + (("evidence", 9),) * weighed)
+                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("foreign", 8),) * led
+                   + (("exclusive", 10),) * priced + (("lead", 6),) * led + (("evidence", 9),) * weighed)
         for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))

@@ -1,42 +1,44 @@
 """What the default convicts a label by: price, margin, probes and transfer, each held against models without the backdoor.
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
-(utils/probes.py) of large and of forgiving ones, and of filters; the margin (utils/margins.py) of all; the transfer (paper
-IV-E) of patches that clean variants answer to as well; the lead of a label that is far ahead of all others. What moves one
-of these on a clean label hardly moves the others, so that their product sets targets apart where each alone does not
-(results/README.md). A price that was not measured, or that there is none of, as of filters, counts as 1.
+(utils/probes.py) of large and of forgiving ones, and of filters; foreignness (utils/foreignness.py) of triggers that
+look like none of the label's images; the margin (utils/margins.py) of all; the transfer (paper IV-E) of patches that
+clean variants answer to as well; the lead of a label that is far ahead of all others. What moves one of these on a clean
+label hardly moves the others, so that their product sets targets apart where each alone does not (results/README.md). A
+price that was not measured, or that there is none of, as of filters, counts as 1.
 """
 
 import math
 
 import numpy as np
 
+from utils.foreignness import foreignness
 from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
-SECOND = 1.3             # times what convicts alone asked of a label beside another's backdoor, which lends to clean ones
+SECOND = 0.75            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
 def factors_of(tuned, accuracy, filters=None):
-    """What tells, beside its price, how surely each label is reached: `margin`, and `probe` where it counts; L each.
+    """What tells, beside its price, how surely each label is reached: `margin`, `probe` and, of patches, `foreign`; L each.
 
-    Where too few tuned models know the labels, margins are ones and there are no probes. tuned: arrays of pnnir.h5, whose
+    Where too few tuned models know the labels, margins are ones and there is nothing else. tuned: arrays of pnnir.h5, whose
     probes are plain patches; accuracy: clean accuracy of the examined model; filters: arrays of
     potential_triggers_feature_space.h5, whose probes are taken instead. Raises UserError where either was left out.
     """
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
-    if all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
-        return factors
-    return {"margin": np.ones_like(factors["margin"])}
+    if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
+        return {"margin": np.ones_like(factors["margin"])}
+    return factors if filters else factors | {"foreign": foreignness(tuned)}
 
 
 def sureness_of(factors, trust=1.0):
-    """Margin × probe of every label, L; margin alone where probes do not count. trust: to what power a probe counts."""
-    return factors["margin"].astype(float) * factors.get("probe", 1) ** trust
+    """Margin × probe × foreign of every label, L, as far as these are there. trust: to what power a probe counts."""
+    return factors["margin"].astype(float) * factors.get("probe", 1) ** trust * factors.get("foreign", 1)
 
 
 def weighed(ratios, sureness):
@@ -77,7 +79,7 @@ def own(evidence, kept):
     A backdoor lends evidence to clean labels, some of which they keep when it is unlearned, and unlearning takes some from a
     second backdoor: both err, and mostly apart, so that their geometric mean tells more than either (results/tried.md).
     """
-    return np.sqrt(evidence * kept) / SECOND
+    return np.minimum(evidence, np.sqrt(evidence * kept) / SECOND)
 
 
 def convicting(settings, labels, probed, filters=False):

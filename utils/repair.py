@@ -18,6 +18,7 @@ from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratio
 from utils.detection import measure_transfers, transfers_that_count
 from utils.evidence import MOST_EXCLUSIVE, convicting, exclusiveness, factors_of, own, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
+from utils.foreignness import likeness
 from utils.margins import margin_meter
 from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
@@ -95,6 +96,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         # Those of the examined model are tried again: what still works is not found worse for another search.
         repaired |= search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes",
                                   known=tuned["examined"]["probes"])
+        repaired |= likeness(examination, network, repaired["probes"])
 
     controls = arrays["free_controls"]
     spread = spread_of(cheapest_first(controls["label"], arrays["free"]))

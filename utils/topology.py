@@ -171,6 +171,19 @@ def to_logits(network):
     return result
 
 
+def last_features(network):
+    """(network from images to what its last layer takes, N×D; that layer's kernel, D×labels), for networks that end in a
+    dense layer; None for others.
+    """
+    last = network.outputs[0]._keras_history.operation
+    while isinstance(last, SHAPE_ONLY):
+        last = _node_of(network, last).input_tensors[0]._keras_history.operation
+    before = _node_of(network, last).input_tensors[0]
+    if not isinstance(last, layers.Dense) or len(before.shape) != 2:
+        return None
+    return Model(network.inputs, before), last.kernel
+
+
 def default_blocks(network):
     """The last three stages with weights, as three tuples of layer names, inputs first.
 

@@ -1,0 +1,55 @@
+"""Whether what leads to a label drives it by the features that its own images drive it by (not in the paper).
+
+Before its last layer a network has features, each of which adds to the logits of some labels. Plain patches that lead to a
+clean label (utils/plain_patches.py) mostly do so by features of its images, and among these some are found that drive the
+label by the same ones. A backdoor was taught features of its own, unless its trigger is large: then they may be some
+images' as well, so that nearness is no sign of a clean label. How near images come has much to do with the network, so each
+label's distance is held against the median label's.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from utils import plain_patches, transfer
+from utils.examination import classifier
+from utils.topology import last_features
+
+NEAR = 0.02              # added to all distances: a network may give patches of most labels just what it gives to images
+NEAREST = 31 / 32        # of a label's images, the quantile of likeness: the very nearest of many is an odd one
+LEAST, MOST = 1.0, 4.0   # times the median label's distance, that count: labels of few images are far from these, too
+
+
+def likeness(examination, network, probes):
+    """`likeness`: how alike plain patches and the nearest of its own images drive each label, a cosine, L; 0 if unknown.
+
+    network: the examined model's or a repaired one; probes: L×n plain patches. What drives a label is what each feature adds
+    to its logit over the labels' mean, more than usual, in the mean over images of other labels that carry one of its
+    patches; it is compared with the same of every clean image of the label. Networks that do not end in a dense layer
+    tell nothing.
+    """
+    clean, labels = examination.clean, examination.examined.labels
+    if (last := last_features(network)) is None:
+        return {"likeness": np.zeros(labels, np.float32)}
+    features, kernel = classifier(last[0], examination.examined.preprocess), np.array(last[1], np.float32)
+    kernel = kernel - kernel.mean(axis=1, keepdims=True)
+    own = np.concatenate([transfer.logits_of(features, x) for x in (clean.x_tune, clean.x_measure)]).astype(np.float32)
+    whose, usual = np.concatenate([clean.y_tune, clean.y_measure]), own.mean(axis=0)
+    found = []
+    for label, images in enumerate(examination.measured):
+        images = np.resize(images, (probes.shape[1], max(1, len(images) // probes.shape[1])))
+        carrying = plain_patches.attached(clean.x_measure[images], probes[label])
+        carrying = transfer.logits_of(features, tf.reshape(carrying, (-1, *carrying.shape[2:]))).astype(np.float32)
+        driven, alone = (kernel[:, label] * np.maximum(one - usual, 0)
+                         for one in (carrying.mean(axis=0), own[whose == label]))
+        lengths = np.linalg.norm(alone, axis=1) * np.linalg.norm(driven)
+        found.append(np.quantile(alone @ driven / np.maximum(lengths, 1e-9), NEAREST))
+    return {"likeness": np.array(found, np.float32)}
+
+
+def foreignness(tuned):
+    """How far from its own images' each label's patches drive it, as a multiple of the median label's, LEAST to MOST; L.
+
+    tuned: arrays of pnnir.h5.
+    """
+    far = NEAR + 1 - tuned["examined"]["likeness"]
+    return np.clip(far / np.median(far), LEAST, MOST).astype(np.float32)
