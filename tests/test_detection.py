@@ -112,6 +112,8 @@ def test_evidence_is_of_price_margin_and_probes():
     enough = 1.5 * np.log(10)                            # label 1, of 5, leaves no lead; over label 2, of 2, there is one
     assert needed[0] == pytest.approx(enough)
     assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 5)
+    unlike = tuned | {"examined": tuned["examined"] | {"likeness": 1.02 - np.array([0.2, 0.1, 0.4])}}
+    np.testing.assert_array_equal(factors_of(unlike, 0.9)["foreign"], [1, 1, 1])          # what leads nowhere counts not
     # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)

@@ -33,7 +33,9 @@ def factors_of(tuned, accuracy, filters=None):
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
     if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
         return {"margin": np.ones_like(factors["margin"])}
-    return factors if filters else factors | {"foreign": foreignness(tuned)}
+    if filters is None:
+        factors["foreign"] = np.minimum(foreignness(tuned), factors["probe"])   # what leads nowhere may be like nothing
+    return factors
 
 
 def sureness_of(factors, trust=1.0):
