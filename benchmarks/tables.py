@@ -157,8 +157,8 @@ def model_rows(scans, zoo):
 
     zoo: flags of models.train by dataset and name.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, lead, "
-             "**evidence** of the target | of the two highest other labels |", "|---|---|---|---|---|"]
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, foreign "
+             "and lead over 1, **evidence** of the target | of the two highest other labels |", "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
         row = dataset(scan["dataset"])
@@ -198,7 +198,7 @@ def in_words(attack):
 
 
 def _call(row, mark=""):
-    """Ratio (of a filter ASR), margin, probe, exclusiveness, lead where it has one, and evidence of a label.
+    """Ratio (of a filter ASR), margin, probe, exclusiveness, foreignness and lead where over 1, and evidence of a label.
 
     And what is left of it without other labels' backdoors.
     """
@@ -206,7 +206,7 @@ def _call(row, mark=""):
     left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
     names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
     more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)
-    more += f", lead {row['lead']:.2f}" if row.get("lead", 1.0) > 1 else ""
+    more += "".join(f", {name} {row[name]:.2f}" for name in ("foreign", "lead") if row.get(name, 1.0) > 1)
     return f"{first}, {row.get('margin', math.nan):.2f}{more}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
@@ -240,7 +240,7 @@ def statistics(row):
         found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
                   "free controls to the free patch": row["free_control"] / row["free_cost"],
                   "ratio": row["ratio"]}
-    found |= {name: row[name] for name in ("probe", "exclusive") if name in row}
+    found |= {name: row[name] for name in ("probe", "foreign", "exclusive") if name in row}
     if "margin" in row:
         found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found
