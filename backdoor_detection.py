@@ -2,7 +2,7 @@
 
 Measures each preserved trigger's transfer to tuned models 1, 2, 3, 12, 13 and 23 and decides for each label: random
 pattern, adversarial patch, or infected. The default setting holds transfers against each other, and asks controls,
-margins and probes as well. Reads pnnir.h5, potential_triggers.h5, preserved_triggers.h5; writes
+margins, probes and features as well. Reads pnnir.h5, potential_triggers.h5, preserved_triggers.h5; writes
 RESULTS/DATASET/MODEL/detection.json (and .h5, .png) and prints the same as a table.
 """
 

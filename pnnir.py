@@ -48,7 +48,7 @@ from utils.topology import block_layers
 from utils.tuning import SUBSETS, TAUGHT, Tuner
 
 FIELDS = ("init_bound", "learning_rate", "batch", "phase1_steps", "phase2_steps", "phase2_stop",
-          "phase2_peak", "distillation", "augment", "erase", "margin_starts", "probes")
+          "phase2_peak", "distillation", "augment", "erase", "margin_starts", "probes", "measured_images")
 
 
 def main():

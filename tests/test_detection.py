@@ -64,9 +64,9 @@ def test_the_surest_label_leads_by_the_root_of_what_the_next_one_has():
 
 def test_a_price_is_asked_for_with_the_lead_it_would_give():
     settings = replace(TNDA, evidence=1.75)
-    enough = convicting(settings, 3, True)
+    enough = convicting(settings, 3, {"probe", "foreign"})
     for probe in ([1.5, 1.2, 0.8], [2.0, 5.0, 1.0], [0.5, 0.6, 0.7]):
-        factors = {"margin": np.ones(3), "probe": np.array(probe)}
+        factors = {"margin": np.ones(3), "probe": np.array(probe), "foreign": np.ones(3)}
         for label, ratio in enumerate(ratios_needed(settings, factors, np.ones(3))):
             evidence = np.array(probe)
             evidence[label] *= ratio
@@ -75,10 +75,12 @@ def test_a_price_is_asked_for_with_the_lead_it_would_give():
 
 def test_more_labels_ask_for_more_evidence():
     settings = replace(TNDA, evidence=1.5, unprobed_evidence=1.2, filter_evidence=0.7)
-    assert convicting(settings, 100, probed=True) == pytest.approx(1.5 * np.log(100))
-    assert convicting(settings, 5, True) == convicting(settings, 2, True) == pytest.approx(1.5 * np.log(10))
-    assert convicting(settings, 100, probed=False) == pytest.approx(1.2 * np.log(100))
-    assert convicting(settings, 100, True, filters=True) == pytest.approx(0.7 * np.log(100))
+    known = {"margin", "probe", "foreign"}
+    assert convicting(settings, 100, known) == pytest.approx(1.5 * np.log(100))
+    assert convicting(settings, 5, known) == convicting(settings, 2, known) == pytest.approx(1.5 * np.log(10))
+    assert convicting(settings, 100, {"margin", "probe"}) == pytest.approx(0.55 * 1.5 * np.log(100))
+    assert convicting(settings, 100, {"margin"}) == pytest.approx(1.2 * np.log(100))
+    assert convicting(settings, 100, known, filters=True) == pytest.approx(0.7 * np.log(100))
 
 
 def examination(settings):
@@ -214,7 +216,7 @@ def priced_patches(count):
 def judged(tmp_path, has, keeps, second):
     """What `report` says of three labels where 2.5 ln(10) = 5.76 convict alone: of 0 `keeps` is left, 2 is a usual one."""
     found = priced_patches(3)
-    evidence = [{"margin": 1.0, "probe": 1.0, "evidence": value} for value in (has, second, 1.0)]
+    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value} for value in (has, second, 1.0)]
     evidence[0]["repaired_evidence"] = keeps
     return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
                   {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((3, 6)), 0.5, found["mask"], evidence)
@@ -240,7 +242,8 @@ def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors
     """What works on a clean variant is no backdoor's; how well the other labels' patches do tells what is usual."""
     found, scene = priced_patches(5), examination(replace(TNDA, evidence=2.5))
     found["asr"] = np.array([1, 1, 1, 1, 0.3])
-    evidence = [{"ratio": ratio, "margin": 1.0, "probe": 2.0, "evidence": 2 * ratio} for ratio in (2.5, 4.0, 1.0, 1.0, 3.0)]
+    evidence = [{"ratio": ratio, "margin": 1.0, "probe": 2.0, "foreign": 1.0, "evidence": 2 * ratio}
+                for ratio in (2.5, 4.0, 1.0, 1.0, 3.0)]
     transfers = np.array([[0, 0.1, 0, 0, 0, 0], [0.9] + [0] * 5, [0.4] * 6, [0, 0, 0, 0, 0, 0.5], [np.nan] * 6], np.float32)
 
     def rows(**dead):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from utils.config import UserError
 from utils.foreignness import LEAST, MOST, foreignness, likeness
 from utils.plain_patches import PLAIN, draw
 from utils.topology import last_features
@@ -66,15 +67,19 @@ def test_patches_that_do_not_drive_what_own_images_drive_are_foreign(examination
 def test_a_network_without_a_dense_end_tells_nothing(examination):
     images = keras.Input((2 * SIDE, 2 * SIDE, 1))
     network = keras.Model(images, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 1)(images)))
-    assert last_features(network) is None
-    found = likeness(examination, network, np.array([white(3), white(1), white(2)]))
-    np.testing.assert_array_equal(foreignness({"examined": found}), np.ones(3))
+    assert likeness(examination, network, np.array([white(3), white(1), white(2)])) == {}
+
+
+def test_features_that_are_no_numbers_are_refused(examination):
+    with pytest.raises(UserError, match="NaN or infinite features"):
+        likeness(examination, network_of(np.full((4, 3), np.nan, np.float32)), np.array([white(3), white(1), white(2)]))
 
 
 def test_features_are_those_before_the_last_layer_with_weights():
     kernel = np.arange(12, dtype=np.float32).reshape(4, 3)
     network = network_of(kernel)
-    features, found = last_features(keras.Model(network.inputs, keras.layers.Reshape((3,))(network.outputs[0])))
+    logits = keras.layers.Reshape((3,))(keras.layers.Activation("linear")(network.outputs[0]))
+    features, found = last_features(keras.Model(network.inputs, logits))
     np.testing.assert_array_equal(found, kernel)
     np.testing.assert_allclose(features(np.ones((1, 2 * SIDE, 2 * SIDE, 1))), np.ones((1, 4)))
 

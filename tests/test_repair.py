@@ -20,7 +20,7 @@ def convicted(monkeypatch):
     def kept(evidence, without, transfers=None, idle=0, asked=None, **settings):
         monkeypatch.setattr(repair, "weighed", lambda ratios, sureness: np.array(evidence))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
-        monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None})
+        monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None, "foreign": None})
         monkeypatch.setattr(repair, "sureness_of", lambda factors: None)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: np.array(without[tuple(known)]))
         monkeypatch.setattr(repair, "measure_transfers", asked or (lambda examination, tuned, arrays: np.tile(

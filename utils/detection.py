@@ -104,12 +104,12 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found, made_with=None):
-    """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of some patches `ratio`, `repaired_evidence`.
+    """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of patches `foreign`, `ratio`, `repaired_evidence`.
 
-    The evidence of patches is without their transfers, which `report` counts. None where no evidence decides. tuned: arrays
-    of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; or arrays alone, of
-    potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured (the label is too costly, or
-    a first round dropped it) counts as 1.
+    The last two are there for some labels. The evidence of patches is without their transfers, which `report` counts. None
+    where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; or
+    arrays alone, of potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured (the label is
+    too costly, or a first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found
@@ -191,7 +191,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     warnings = warnings_of(examination, tuned, evidence, patches=masks is not None)
     labels = {}
     probed = evidence is not None and "probe" in evidence[0]
-    enough = convicting(settings, len(found["asr"]), probed, filters=masks is None)
+    enough = convicting(settings, len(found["asr"]), evidence[0] if evidence else (), filters=masks is None)
     priced = evidence is not None and "free" in found
     led = priced and probed
     costs = _costs(found) if priced else defaultdict(dict)

@@ -20,20 +20,22 @@ from utils.tuning import SUBSETS, TAUGHT
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
 SECOND = 0.75            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
+FEATURELESS = 0.55       # times the evidence asked of networks whose features cannot be told foreign: what it was before
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
 def factors_of(tuned, accuracy, filters=None):
-    """What tells, beside its price, how surely each label is reached: `margin`, `probe` and, of patches, `foreign`; L each.
+    """What tells, beside its price, how surely each label is reached: `margin`, `probe` and `foreign`, L each.
 
-    Where too few tuned models know the labels, margins are ones and there is nothing else. tuned: arrays of pnnir.h5, whose
-    probes are plain patches; accuracy: clean accuracy of the examined model; filters: arrays of
-    potential_triggers_feature_space.h5, whose probes are taken instead. Raises UserError where either was left out.
+    The last one is of patches alone, on networks whose features are known (utils/foreignness.py). Where too few tuned models
+    know the labels, margins are ones and there is nothing else. tuned: arrays of pnnir.h5, whose probes are plain patches;
+    accuracy: clean accuracy of the examined model; filters: arrays of potential_triggers_feature_space.h5, whose probes are
+    taken instead. Raises UserError where either was left out.
     """
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
     if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
         return {"margin": np.ones_like(factors["margin"])}
-    if filters is None:
+    if filters is None and "likeness" in tuned["examined"]:
         factors["foreign"] = np.minimum(foreignness(tuned), factors["probe"])   # what leads nowhere may be like nothing
     return factors
 
@@ -84,13 +86,19 @@ def own(evidence, kept):
     return np.minimum(evidence, np.sqrt(evidence * kept) / SECOND)
 
 
-def convicting(settings, labels, probed, filters=False):
+def convicting(settings, labels, factors, filters=False):
     """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
-    The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. probed:
-    whether probes count, which let the evidence of patches vary more; filters: whether it is theirs.
+    The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. factors:
+    what counts, from `factors_of`, or a label's JSON fields: more of it lets the evidence of patches vary more; filters:
+    whether it is theirs.
     """
-    asked = settings.filter_evidence if filters else settings.evidence if probed else settings.unprobed_evidence
+    if filters:
+        asked = settings.filter_evidence
+    elif "probe" not in factors:
+        asked = settings.unprobed_evidence
+    else:
+        asked = settings.evidence * (1 if "foreign" in factors else FEATURELESS)
     return asked * math.log(max(FEW, labels))
 
 
@@ -101,7 +109,7 @@ def ratios_needed(settings, factors, exclusive):
     from other starts, may transfer less. The other labels' prices, too, count as usual ones.
     """
     evidence = sureness_of(factors) * np.maximum(exclusive, 1)
-    enough = convicting(settings, len(evidence), "probe" in factors)
+    enough = convicting(settings, len(evidence), factors)
     if "probe" in factors:                               # with the lead it would have then
         others = np.array([max(1.0, np.delete(evidence, label).max()) for label in range(len(evidence))])
         enough = np.minimum(enough, (enough * others ** LEAD) ** (1 / (1 + LEAD)))

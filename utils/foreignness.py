@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import plain_patches, transfer
+from utils.config import UserError
 from utils.examination import classifier
 from utils.topology import last_features
 
@@ -20,29 +21,33 @@ LEAST, MOST = 1.0, 4.0   # times the median label's distance, that count: labels
 
 
 def likeness(examination, network, probes):
-    """`likeness`: how alike plain patches and the nearest of its own images drive each label, a cosine, L; 0 if unknown.
+    """`likeness`: how alike plain patches and the nearest of its own images drive each label, a cosine, L.
 
     network: the examined model's or a repaired one; probes: L×n plain patches. What drives a label is what each feature adds
-    to its logit over the labels' mean, more than usual, in the mean over images of other labels that carry one of its
-    patches; it is compared with the same of every clean image of the label. Networks that do not end in a dense layer
-    tell nothing.
+    to its logit over the labels' mean, as far as it is above its own mean over all clean images: in images of other labels
+    that carry one of the label's patches, in their mean, and in every clean image of the label. Nothing of a network that
+    does not end in a dense layer. Raises UserError where features are NaN or infinite.
     """
-    clean, labels = examination.clean, examination.examined.labels
+    clean = examination.clean
     if (last := last_features(network)) is None:
-        return {"likeness": np.zeros(labels, np.float32)}
+        return {}
     features, kernel = classifier(last[0], examination.examined.preprocess), np.array(last[1], np.float32)
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
-    own = np.concatenate([transfer.logits_of(features, x) for x in (clean.x_tune, clean.x_measure)]).astype(np.float32)
-    whose, usual = np.concatenate([clean.y_tune, clean.y_measure]), own.mean(axis=0)
+    splits = [(transfer.logits_of(features, x), y)
+              for x, y in ((clean.x_tune, clean.y_tune), (clean.x_measure, clean.y_measure))]
+    usual = sum(own.sum(axis=0, dtype=float) for own, _ in splits) / sum(len(y) for _, y in splits)
     found = []
     for label, images in enumerate(examination.measured):
         images = np.resize(images, (probes.shape[1], max(1, len(images) // probes.shape[1])))
         carrying = plain_patches.attached(clean.x_measure[images], probes[label])
-        carrying = transfer.logits_of(features, tf.reshape(carrying, (-1, *carrying.shape[2:]))).astype(np.float32)
-        driven, alone = (kernel[:, label] * np.maximum(one - usual, 0)
-                         for one in (carrying.mean(axis=0), own[whose == label]))
+        carrying = transfer.logits_of(features, tf.reshape(carrying, (-1, *carrying.shape[2:])))
+        own = np.concatenate([own[y == label] for own, y in splits])
+        driven, alone = (kernel[:, label] * np.maximum(one - usual, 0) for one in (carrying.mean(axis=0, dtype=float), own))
         lengths = np.linalg.norm(alone, axis=1) * np.linalg.norm(driven)
         found.append(np.quantile(alone @ driven / np.maximum(lengths, 1e-9), NEAREST))
+    if not np.isfinite(found).all():
+        raise UserError("some images drive the last layer by NaN or infinite features, from which nothing can be told: the "
+                        "examined model was made so or is damaged")
     return {"likeness": np.array(found, np.float32)}
 
 

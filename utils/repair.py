@@ -48,7 +48,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
     evidence = weighed(relative_ratios(arrays), sureness_of(factors))
-    enough = convicting(settings, len(evidence), "probe" in factors)
+    enough = convicting(settings, len(evidence), factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
     if not settings.repair_steps or np.sum(MOST_EXCLUSIVE * evidence >= NEARLY * enough) < 2:
         return kept
@@ -76,7 +76,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
-    """Evidence on the model repaired of the labels `known`, L: price, margin and probe, the last to the power of BESIDE."""
+    """Evidence on the model repaired of the labels `known`, L; probes count by the power of BESIDE."""
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)

@@ -122,9 +122,7 @@ def to_logits(network):
     A softmax is taken away exactly: a layer of its own is left out, an activation becomes linear. Raises UserError
     where the last layer applies anything else (sigmoid, ReLU, ...), since its output then are no logits.
     """
-    last = network.outputs[0]._keras_history.operation
-    while isinstance(last, (*SHAPE_ONLY, layers.Activation)) and _activation(last) == "linear":
-        last = _node_of(network, last).input_tensors[0]._keras_history.operation
+    last = _last(network)
     activation = _activation(last)
     if activation not in ("linear", "softmax", "log_softmax"):
         raise UserError(f"the last layer {last.name!r} ends in {activation}: only networks that end in a softmax or "
@@ -175,9 +173,7 @@ def last_features(network):
     """(network from images to what its last layer takes, N×D; that layer's kernel, D×labels), for networks that end in a
     dense layer; None for others.
     """
-    last = network.outputs[0]._keras_history.operation
-    while isinstance(last, SHAPE_ONLY):
-        last = _node_of(network, last).input_tensors[0]._keras_history.operation
+    last = _last(network)
     before = _node_of(network, last).input_tensors[0]
     if not isinstance(last, layers.Dense) or len(before.shape) != 2:
         return None
@@ -222,6 +218,14 @@ def default_feature_map(network):
 
 def is_feature_map(x):
     return len(x.shape) == 4 and None not in x.shape[1:] and x.shape[1] * x.shape[2] > 1
+
+
+def _last(network):
+    """The last operation that changes a value."""
+    last = network.outputs[0]._keras_history.operation
+    while isinstance(last, (*SHAPE_ONLY, layers.Activation)) and _activation(last) == "linear":
+        last = _node_of(network, last).input_tensors[0]._keras_history.operation
+    return last
 
 
 def _combines_scores(network, last):
