@@ -49,8 +49,10 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 
 def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count():
-    assert own(9.0, 4.0) == pytest.approx(6 / SECOND) and own(4.0, 9.0) == 4       # what it has, at most
-    np.testing.assert_allclose(own(np.array([16.0, 4.0]), np.array([1.0, 1.0])), np.array([4, 2]) / SECOND)
+    known = {"probe", "foreign"}
+    assert own(9.0, 4.0, known) == pytest.approx(6 / SECOND) and own(4.0, 9.0, known) == 4       # what it has, at most
+    np.testing.assert_allclose(own(np.array([16.0, 4.0]), np.array([1.0, 1.0]), known), np.array([4, 2]) / SECOND)
+    assert own(9.0, 4.0, {"probe"}) == pytest.approx(6 / 1.3)
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
 

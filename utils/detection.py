@@ -144,7 +144,7 @@ def held_against(evidence, exclusive, led):
     alone = np.array([row["evidence"] for row in evidence]) * exclusive
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
     # Without the lead: over what explains the label it tells nothing.
-    values = {"evidence": alone, "exclusive": exclusive, "own": own(alone, kept)}
+    values = {"evidence": alone, "exclusive": exclusive, "own": own(alone, kept, evidence[0])}
     if led:
         values["lead"] = lead(alone)
         values["evidence"] = alone * values["lead"]

@@ -20,7 +20,8 @@ from utils.tuning import SUBSETS, TAUGHT
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
 SECOND = 0.75            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
-FEATURELESS = 0.55       # times the evidence asked of networks whose features cannot be told foreign: what it was before
+FEATURELESS = 0.55       # times the evidence asked of networks whose features cannot be told foreign: what it was before,
+SECOND_FEATURELESS = 1.3     # and times that beside another's backdoor, which lends evidence to clean labels
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -77,13 +78,15 @@ def lead(evidence):
     return found
 
 
-def own(evidence, kept):
+def own(evidence, kept, factors):
     """What counts of the evidence of a label beside another's backdoor: what it has and what it keeps, by SECOND.
 
     A backdoor lends evidence to clean labels, some of which they keep when it is unlearned, and unlearning takes some from a
     second backdoor: both err, and mostly apart, so that their geometric mean tells more than either (results/tried.md).
+    evidence, kept: L; factors: as for `convicting`.
     """
-    return np.minimum(evidence, np.sqrt(evidence * kept) / SECOND)
+    second = SECOND if "foreign" in factors else SECOND_FEATURELESS
+    return np.minimum(evidence, np.sqrt(evidence * kept) / second)
 
 
 def convicting(settings, labels, factors, filters=False):

@@ -70,7 +70,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         left = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
                                              labels_at_once)
         kept[others] = left[others]
-        evidence = own(before, left)
+        evidence = own(before, left, factors)
         suspects = suspected(others, evidence)
     return kept
 
