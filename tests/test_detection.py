@@ -80,7 +80,7 @@ def test_more_labels_ask_for_more_evidence():
     known = {"margin", "probe", "foreign"}
     assert convicting(settings, 100, known) == pytest.approx(1.5 * np.log(100))
     assert convicting(settings, 5, known) == convicting(settings, 2, known) == pytest.approx(1.5 * np.log(10))
-    assert convicting(settings, 100, {"margin", "probe"}) == pytest.approx(0.55 * 1.5 * np.log(100))
+    assert convicting(settings, 100, {"margin", "probe"}) == pytest.approx(0.58 * 1.5 * np.log(100))
     assert convicting(settings, 100, {"margin"}) == pytest.approx(1.2 * np.log(100))
     assert convicting(settings, 100, known, filters=True) == pytest.approx(0.7 * np.log(100))
 
@@ -110,14 +110,15 @@ def test_evidence_is_of_price_margin_and_probes():
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
     assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": 1.6,
                          "repaired_evidence": 2.5}
-    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": 5.0}
+    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": 4.5}      # four times counts as eight
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
-    enough = 1.5 * np.log(10)                            # label 1, of 5, leaves no lead; over label 2, of 2, there is one
+    enough = 1.5 * np.log(10)                            # label 1, of 4.5, leaves no lead; over label 2, of 2, there is one
     assert needed[0] == pytest.approx(enough)
-    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 5)
+    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 4.5)
     unlike = tuned | {"examined": tuned["examined"] | {"likeness": 1.02 - np.array([0.2, 0.1, 0.4])}}
-    np.testing.assert_array_equal(factors_of(unlike, 0.9)["foreign"], [1, 1, 1])          # what leads nowhere counts not
+    foreign = evidence_of(examination(priced), unlike, found, made_with)[2]
+    assert (foreign["foreign"], foreign["evidence"]) == (2.0, pytest.approx(9.6))          # nothing leads there in excess
     # One taught model alone knows the labels: margins and probes do not count, and less of it convicts.
     tuned[TAUGHT[1]]["accuracy"] = tuned[TAUGHT[2]]["accuracy"] = 0.3
     fields = evidence_of(examination(priced), tuned, found, made_with)
@@ -230,8 +231,8 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     assert judged(tmp_path, 10.0, 1.0, 5.0)["infected_labels"] == [0]
 
 
-@pytest.mark.parametrize("has, keeps, decision", [(20.0, 0.93, EXPLAINED), (20.0, 0.94, INFECTED), (5.8, 3.2, EXPLAINED),
-                                                 (5.8, 3.3, INFECTED), (5.7, 90.0, TOO_LITTLE)])
+@pytest.mark.parametrize("has, keeps, decision", [(20.0, 0.85, EXPLAINED), (20.0, 0.87, INFECTED), (5.8, 2.9, EXPLAINED),
+                                                 (5.8, 3.0, INFECTED), (5.7, 90.0, TOO_LITTLE)])
 def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, keeps, decision):
     """The lead over the label that explains it does not count."""
     labels = judged(tmp_path, has, keeps, 10.0)["labels"]

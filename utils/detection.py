@@ -193,7 +193,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     probed = evidence is not None and "probe" in evidence[0]
     enough = convicting(settings, len(found["asr"]), evidence[0] if evidence else (), filters=masks is None)
     priced = evidence is not None and "free" in found
-    led = priced and probed
+    led, foreign = priced and probed, evidence is not None and "foreign" in evidence[0]
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
     if priced:
@@ -238,11 +238,12 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         print("margin: largest on the examined model to tuned models, as a multiple of the median label's\n"
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
-              + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * led
+              + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * foreign
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
               + "lead: of the surest label, the root of its evidence as a multiple of the next label's\n" * led
-              + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin" + " × probe" * probed
-              + " × foreign" * led + " × exclusive" * priced + " × lead" * led
+              + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin"
+              + (" × (1 + (probe − 1) × foreign)" if foreign else " × probe" * probed)
+              + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)

@@ -19,8 +19,8 @@ from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
-SECOND = 0.75            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
-FEATURELESS = 0.55       # times the evidence asked of networks whose features cannot be told foreign: what it was before,
+SECOND = 0.72            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
+FEATURELESS = 0.58       # times the evidence asked of networks whose features cannot be told foreign: what it was before,
 SECOND_FEATURELESS = 1.3     # and times that beside another's backdoor, which lends evidence to clean labels
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -37,13 +37,17 @@ def factors_of(tuned, accuracy, filters=None):
     if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
         return {"margin": np.ones_like(factors["margin"])}
     if filters is None and "likeness" in tuned["examined"]:
-        factors["foreign"] = np.minimum(foreignness(tuned), factors["probe"])   # what leads nowhere may be like nothing
+        factors["foreign"] = foreignness(tuned)
     return factors
 
 
 def sureness_of(factors, trust=1.0):
-    """Margin × probe × foreign of every label, L, as far as these are there. trust: to what power a probe counts."""
-    return factors["margin"].astype(float) * factors.get("probe", 1) ** trust * factors.get("foreign", 1)
+    """Margin × probe of every label, L; margin alone where probes do not count. trust: to what power a probe counts.
+
+    What a probe is over 1 counts as many times as the label is foreign: patches that lead nowhere may be like nothing.
+    """
+    lifted = 1 + (factors.get("probe", 1) - 1) * factors.get("foreign", 1)
+    return factors["margin"].astype(float) * lifted ** trust
 
 
 def weighed(ratios, sureness):
