@@ -177,7 +177,7 @@ def last_features(network):
     before = _node_of(network, last).input_tensors[0]
     if not isinstance(last, layers.Dense) or len(before.shape) != 2:
         return None
-    return Model(network.inputs, before), last.kernel
+    return Model(network.inputs[0], before), last.kernel
 
 
 def default_blocks(network):
