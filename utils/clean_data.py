@@ -117,6 +117,11 @@ class Sampler:
         return self._image(other, place)
 
 
+def both_splits(clean):
+    """All clean images N×H×W×C, uint8, and their labels N: those to tune on, then those to measure on."""
+    return np.concatenate([clean.x_tune, clean.x_measure]), np.concatenate([clean.y_tune, clean.y_measure])
+
+
 def images_of_others(y, targets, count, seed):
     """Fixed indices, L×n, of up to `count` images of labels other than each target, to measure ASR on.
 

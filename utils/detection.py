@@ -190,10 +190,11 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     settings = replace(examination.settings, random_threshold=random_under(examination.settings, found))
     warnings = warnings_of(examination, tuned, evidence, patches=masks is not None)
     labels = {}
-    probed = evidence is not None and "probe" in evidence[0]
-    enough = convicting(settings, len(found["asr"]), evidence[0] if evidence else (), filters=masks is None)
+    factors = evidence[0] if evidence else ()
+    probed, foreign = "probe" in factors, "foreign" in factors
+    enough = convicting(settings, len(found["asr"]), factors, filters=masks is None)
     priced = evidence is not None and "free" in found
-    led, foreign = priced and probed, evidence is not None and "foreign" in evidence[0]
+    led = priced and probed
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
     if priced:

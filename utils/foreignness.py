@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import plain_patches, transfer
+from utils.clean_data import both_splits
 from utils.config import UserError
 from utils.examination import classifier
 from utils.topology import last_features
@@ -33,16 +34,15 @@ def likeness(examination, network, probes):
         return {}
     features, kernel = classifier(last[0], examination.examined.preprocess), np.array(last[1], np.float32)
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
-    splits = [(transfer.logits_of(features, x), y)
-              for x, y in ((clean.x_tune, clean.y_tune), (clean.x_measure, clean.y_measure))]
-    usual = sum(own.sum(axis=0, dtype=float) for own, _ in splits) / sum(len(y) for _, y in splits)
-    found = []
+    all_images, labels = both_splits(clean)
+    seen = transfer.logits_of(features, all_images)
+    usual, found = seen.mean(axis=0, dtype=float), []
     for label, images in enumerate(examination.measured):
         images = np.resize(images, (probes.shape[1], max(1, len(images) // probes.shape[1])))
         carrying = plain_patches.attached(clean.x_measure[images], probes[label])
         carrying = transfer.logits_of(features, tf.reshape(carrying, (-1, *carrying.shape[2:])))
-        own = np.concatenate([own[y == label] for own, y in splits])
-        driven, alone = (kernel[:, label] * np.maximum(one - usual, 0) for one in (carrying.mean(axis=0, dtype=float), own))
+        driven, alone = (kernel[:, label] * np.maximum(one - usual, 0)
+                         for one in (carrying.mean(axis=0, dtype=float), seen[labels == label]))
         lengths = np.linalg.norm(alone, axis=1) * np.linalg.norm(driven)
         found.append(np.quantile(alone @ driven / np.maximum(lengths, 1e-9), NEAREST))
     if not np.isfinite(found).all():

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from utils import transfer
+from utils.clean_data import both_splits
 from utils.config import UserError
 from utils.tuning import SUBSETS
 from utils.starts import start_anew, uniform
@@ -83,8 +84,7 @@ class LargestMargins:
         return np.concatenate(rows)[:self.labels]
 
     def _clean(self):
-        images, labels = (np.concatenate(parts) for parts in ((self.clean.x_tune, self.clean.x_measure),
-                                                              (self.clean.y_tune, self.clean.y_measure)))
+        images, labels = both_splits(self.clean)
         logits = transfer.logits_of(self.model, images)
         return np.array([np.quantile(margins_of(logits[labels == label], tf.one_hot(label, self.labels)), QUARTILE)
                          for label in range(self.labels)], np.float32)
