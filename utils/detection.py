@@ -276,11 +276,11 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced, probed, led, weighed = (name in labels["0"]
-                                           for name in ("mask_size", "cost", "probe", "lead", "evidence"))
+    sized, priced, probed, foreign, led, weighed = (
+        name in labels["0"] for name in ("mask_size", "cost", "probe", "foreign", "lead", "evidence"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " foreign" * led + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
+             + " foreign" * foreign + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -290,7 +290,7 @@ def _table(labels, infected):
         line += "  " + "".join(f"{row['transfer'][name]:6.2f}" if name in row["transfer"] else "     -"
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
-                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("foreign", 8),) * led
+                   + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("foreign", 8),) * foreign
                    + (("exclusive", 10),) * priced + (("lead", 6),) * led + (("evidence", 9),) * weighed)
         for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
