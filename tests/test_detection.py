@@ -11,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import SECOND, convicting, exclusiveness, factors_of, lead, own, ratios_needed
+from utils.evidence import SECOND_HAS, SECOND_KEEPS, convicting, exclusiveness, factors_of, lead, own, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -50,18 +50,24 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count():
     known = {"probe", "foreign"}
-    assert own(9.0, 4.0, known) == pytest.approx(6 / SECOND) and own(4.0, 9.0, known) == 4       # what it has, at most
-    np.testing.assert_allclose(own(np.array([16.0, 4.0]), np.array([1.0, 1.0]), known), np.array([4, 2]) / SECOND)
-    assert own(9.0, 4.0, {"probe"}) == pytest.approx(6 / 1.3)
+    np.testing.assert_allclose(own(np.array([7.0, 7.0, 1.4]), np.array([2.4, 1.2, 9.0]), known), [10, 5, 2])
+    np.testing.assert_array_equal(own(np.array([7.0, 2.0]), np.array([2.4, 9.0]), {"margin"}), [2.4, 2])   # without leads
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
+    assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.5) == INFECTED       # less is enough beside another's
+    assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.49) == TOO_LITTLE
 
 
-def test_the_surest_label_leads_by_the_root_of_what_the_next_one_has():
-    np.testing.assert_allclose(lead(np.array([1.5, 6.0, 0.3])), [1, 2, 1])
-    np.testing.assert_allclose(lead(np.array([0.5, 6.0, 0.3])), [1, 6 ** 0.5, 1])        # less than usual counts as usual
+def test_labels_lead_by_the_largest_gap_behind_them():
+    np.testing.assert_allclose(lead(np.array([1.5, 6.0, 0.3])), [1, 4, 1])
+    np.testing.assert_allclose(lead(np.array([0.5, 6.0, 0.3])), [1, 6, 1])               # less than usual counts as usual
     np.testing.assert_array_equal(lead(np.array([6.0, 0.3, 6.0])), np.ones(3))
     np.testing.assert_array_equal(lead(np.array([0.6, 0.3])), np.ones(2))
+    # Of eight labels two may lead, together or the first of them alone, but not three.
+    rest = [1.5, 0.3, 1.2, 0.9, 1.1]
+    np.testing.assert_allclose(lead(np.array([8.0, 6.0, 2.0] + rest)), [3, 3] + [1] * 6)
+    np.testing.assert_allclose(lead(np.array([6.0, 30.0, 2.0] + rest)), [3, 5] + [1] * 6)
+    np.testing.assert_allclose(lead(np.array([8.0, 6.0, 5.0] + rest)), [8 / 6, 6 / 5] + [1] * 6)
 
 
 def test_a_price_is_asked_for_with_the_lead_it_would_give():
@@ -72,7 +78,7 @@ def test_a_price_is_asked_for_with_the_lead_it_would_give():
         for label, ratio in enumerate(ratios_needed(settings, factors, np.ones(3))):
             evidence = np.array(probe)
             evidence[label] *= ratio
-            assert (evidence * lead(evidence))[label] == pytest.approx(enough)
+            assert (evidence * lead(evidence))[label] == pytest.approx(SECOND_HAS * enough)
 
 
 def test_more_labels_ask_for_more_evidence():
@@ -80,7 +86,7 @@ def test_more_labels_ask_for_more_evidence():
     known = {"margin", "probe", "foreign"}
     assert convicting(settings, 100, known) == pytest.approx(1.5 * np.log(100))
     assert convicting(settings, 5, known) == convicting(settings, 2, known) == pytest.approx(1.5 * np.log(10))
-    assert convicting(settings, 100, {"margin", "probe"}) == pytest.approx(0.58 * 1.5 * np.log(100))
+    assert convicting(settings, 100, {"margin", "probe"}) == pytest.approx(0.85 * 1.5 * np.log(100))
     assert convicting(settings, 100, {"margin"}) == pytest.approx(1.2 * np.log(100))
     assert convicting(settings, 100, known, filters=True) == pytest.approx(0.7 * np.log(100))
 
@@ -113,9 +119,9 @@ def test_evidence_is_of_price_margin_and_probes():
     assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": 4.5}      # four times counts as eight
     assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": pytest.approx(9.6)}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
-    enough = 1.5 * np.log(10)                            # label 1, of 4.5, leaves no lead; over label 2, of 2, there is one
+    enough = SECOND_HAS * 1.5 * np.log(10)               # label 1, of 4.5, leaves no lead; over label 2, of 2, there is one
     assert needed[0] == pytest.approx(enough)
-    assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** (2 / 3) / 4.5)
+    assert needed[1] == pytest.approx((enough * 2) ** 0.5 / 4.5)
     unlike = tuned | {"examined": tuned["examined"] | {"likeness": 1.02 - np.array([0.2, 0.1, 0.4])}}
     foreign = evidence_of(examination(priced), unlike, found, made_with)[2]
     assert (foreign["foreign"], foreign["evidence"]) == (2.0, pytest.approx(9.6))          # nothing leads there in excess
@@ -217,27 +223,27 @@ def priced_patches(count):
 
 
 def judged(tmp_path, has, keeps, second):
-    """What `report` says of three labels where 2.5 ln(10) = 5.76 convict alone: of 0 `keeps` is left, 2 is a usual one."""
-    found = priced_patches(3)
-    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value} for value in (has, second, 1.0)]
+    """What `report` says of eight labels, two of which may lead, where 2.5 ln(10) = 5.76 convict alone: `keeps` is of 0."""
+    found = priced_patches(8)
+    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value} for value in (has, second, *[1.0] * 6)]
     evidence[0]["repaired_evidence"] = keeps
     return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
-                  {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((3, 6)), 0.5, found["mask"], evidence)
+                  {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((8, 6)), 0.5, found["mask"], evidence)
 
 
 def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
-    assert judged(tmp_path, 10.0, 1.0, 6.0)["infected_labels"] == [1]
-    assert judged(tmp_path, 10.0, 1.0, 5.0)["infected_labels"] == [0]
+    assert judged(tmp_path, 10.0, 1.0, 2.5)["infected_labels"] == [1]
+    assert judged(tmp_path, 10.0, 1.0, 2.3)["infected_labels"] == [0]
 
 
-@pytest.mark.parametrize("has, keeps, decision", [(20.0, 0.85, EXPLAINED), (20.0, 0.87, INFECTED), (5.8, 2.9, EXPLAINED),
-                                                 (5.8, 3.0, INFECTED), (5.7, 90.0, TOO_LITTLE)])
+@pytest.mark.parametrize("has, keeps, decision", [(4.0, 1.37, EXPLAINED), (4.0, 1.39, INFECTED), (2.1, 1.39, INFECTED),
+                                                 (2.1, 1.37, TOO_LITTLE), (2.0, 90.0, TOO_LITTLE)])
 def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, keeps, decision):
-    """The lead over the label that explains it does not count."""
+    """With the lead, which is as large as what it has is."""
     labels = judged(tmp_path, has, keeps, 10.0)["labels"]
-    assert [row["decision"] for row in labels.values()] == [decision, INFECTED, TOO_LITTLE]
-    assert labels["0"]["own"] == pytest.approx(min(has, (has * keeps) ** 0.5 / SECOND), abs=1e-6)
+    assert [row["decision"] for row in labels.values()] == [decision, INFECTED] + [TOO_LITTLE] * 6
+    assert labels["0"]["own"] == pytest.approx(min(has * has / SECOND_HAS, keeps / SECOND_KEEPS), abs=1e-6)
     assert "own" not in labels["1"]
 
 
@@ -256,8 +262,8 @@ def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors
         assert verdict["labels"] == json.loads((tmp_path / "detection.json").read_text())["labels"]
         return list(verdict["labels"].values())
     assert [row["exclusive"] for row in rows()] == pytest.approx([1.35, 0.55, 1.05, 0.95, 1])     # usual: 0.45
-    assert [row["lead"] for row in rows()] == pytest.approx([(6.75 / 6) ** 0.5, 1, 1, 1, 1], abs=1e-6)
-    assert [row["evidence"] for row in rows()] == pytest.approx([6.75 * (6.75 / 6) ** 0.5, 4.4, 2.1, 1.9, 6])
+    assert [row["lead"] for row in rows()] == pytest.approx([6.75 / 6, 1, 1, 1, 1], abs=1e-6)
+    assert [row["evidence"] for row in rows()] == pytest.approx([6.75 * 6.75 / 6, 4.4, 2.1, 1.9, 6])
     assert [row["decision"] for row in rows()] == [INFECTED, TOO_LITTLE, TOO_LITTLE, TOO_LITTLE, INFECTED]  # 5.76 convict
     assert rows(m1=0.3)[1]["decision"] == INFECTED       # a model that does not classify says nothing
     assert [row["exclusive"] for row in rows(m1=0.3, m2=0.3, m3=0.3)] == [1] * 5      # nor do half of them

@@ -134,9 +134,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Between labels of clean models, up to 2.6 ln(labels), and targets, 3.2 and more but for one that is missed, of models
-    # to choose on (results/tried.md). It comes to 7.5 with 12 labels, 11.3 with 43.
-    evidence=3.0,
+    # Between labels of clean models, up to 4.5 ln(labels), and a model's surest targets, 8.5 and more, of models to choose on
+    # (results/tried.md). It comes to 15 with 12 labels, 23 with 43.
+    evidence=6.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from

@@ -51,14 +51,16 @@ def decide(asr, transfers, settings, threshold, collapse=0.0, entropy=0.0):
     return PATCH if reached >= min(settings.transfers_needed, len(transfers)) else INFECTED
 
 
-def weigh(decision, evidence, enough, patch, beside=math.inf):
+def weigh(decision, evidence, enough, patch, beside=None):
     """The default's decision for a label, from TNDA's and the evidence (utils/evidence.py) that is, and is `enough`, of it.
 
     A patch (in place of a filter) is a backdoor's by evidence alone: TNDA flags clean labels on most models.
-    beside: what counts of the evidence beside other labels' backdoors (`utils.evidence.own`).
+    beside: of labels beside other ones' backdoors, what counts of it (`utils.evidence.own`), which decides in its place.
     """
+    if (evidence if beside is None else beside) >= enough:
+        return INFECTED
     if evidence >= enough:
-        return INFECTED if beside >= enough else EXPLAINED
+        return EXPLAINED
     return TOO_LITTLE if patch and decision in (PATCH, INFECTED, UNTOLD) else decision
 
 
@@ -139,15 +141,15 @@ def evidence_of(examination, tuned, found, made_with=None):
 def held_against(evidence, exclusive, led):
     """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too.
 
-    Those with `repaired_evidence` hold `own`, which has to convict as well (`utils.evidence.own`).
+    Those with `repaired_evidence` hold `own`, which decides in its place (`utils.evidence.own`).
     """
-    alone = np.array([row["evidence"] for row in evidence]) * exclusive
+    total = np.array([row["evidence"] for row in evidence]) * exclusive
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
-    # Without the lead: over what explains the label it tells nothing.
-    values = {"evidence": alone, "exclusive": exclusive, "own": own(alone, kept, evidence[0])}
+    values = {"exclusive": exclusive}
     if led:
-        values["lead"] = lead(alone)
-        values["evidence"] = alone * values["lead"]
+        values["lead"] = lead(total)
+        total = total * values["lead"]
+    values |= {"evidence": total, "own": own(total, kept, evidence[0])}
     return [row | fields for row, fields in zip(evidence, _fields(values))]
 
 
@@ -215,7 +217,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         if evidence is not None:
             row = row | costs[label] | evidence[label]
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
-                                    beside=row.get("own", math.inf))
+                                    beside=row.get("own"))
         labels[str(label)] = row
     if INFECTED not in (row["decision"] for row in labels.values()):
         # What explained them is convicted no more: EVIDENCE was lower, or transfers were, when patches were reconstructed.
@@ -241,7 +243,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
               + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * foreign
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
-              + "lead: of the surest label, the root of its evidence as a multiple of the next label's\n" * led
+              + "lead: how far the label, with those that have more, is ahead of the next ones\n" * led
               + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin"
               + (" × (1 + (probe − 1) × foreign)" if foreign else " × probe" * probed)
               + " × exclusive" * priced + " × lead" * led

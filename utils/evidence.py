@@ -3,7 +3,7 @@
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
 (utils/probes.py) of large and of forgiving ones, and of filters; foreignness (utils/foreignness.py) of triggers that
 look like none of the label's images; the margin (utils/margins.py) of all; the transfer (paper IV-E) of patches that
-clean variants answer to as well; the lead of a label that is far ahead of all others. What moves one of these on a clean
+clean variants answer to as well; the lead of labels that are far ahead of all others. What moves one of these on a clean
 label hardly moves the others, so that their product sets targets apart where each alone does not (results/README.md). A
 price that was not measured, or that there is none of, as of filters, counts as 1.
 """
@@ -18,10 +18,10 @@ from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
-LEAD = 0.5               # power of the surest label's multiple of the next one's evidence
-SECOND = 0.72            # times what convicts alone asked, of what it has and keeps, of a label beside another's backdoor
-FEATURELESS = 0.58       # times the evidence asked of networks whose features cannot be told foreign: what it was before,
-SECOND_FEATURELESS = 1.3     # and times that beside another's backdoor, which lends evidence to clean labels
+LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
+SECOND_HAS = 0.7         # of what convicts alone, to be had by a label beside another's backdoor,
+SECOND_KEEPS = 0.24      # and to be kept where that one's is unlearned, which takes from a second backdoor as well
+FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -70,27 +70,31 @@ def exclusiveness(transfers):
 
 
 def lead(evidence):
-    """How far the surest label stands out: the root of its evidence as a multiple of the next label's; 1 for the others, L.
+    """How far each label, with those that have more, stands out from the next ones; 1 for those that do not, L.
 
-    How much evidence clean labels get varies from model to model, and all of a model's labels with it, so that a label which
-    the next ones come near to is less of a sign than one far ahead of them. Evidence under 1, that of a usual label, counts
-    as 1. Of several targets the next one hides the surest's lead, and nothing else. evidence: L.
+    How much evidence clean labels get varies from model to model, and all of a model's labels with it, so that labels which
+    the next ones come near to are less of a sign than such as are far ahead of them. It is the largest gap behind the label:
+    the multiple that one label's evidence is of the next one's, of this label or of another down to a fourth of all
+    (LEADERS), since several targets lead together. Evidence under 1, that of a usual label, counts as 1. evidence: L.
     """
-    surest, next_one = np.argsort(-evidence, kind="stable")[:2]
-    found = np.ones(len(evidence))
-    found[surest] = max(1.0, evidence[surest] / max(1.0, evidence[next_one])) ** LEAD
+    ranked = np.argsort(-evidence, kind="stable")
+    gaps = np.maximum(evidence[ranked], 1)
+    gaps[:-1] /= gaps[1:]
+    gaps[max(1, len(evidence) // LEADERS):] = 1
+    found = np.empty(len(evidence))
+    found[ranked] = np.maximum.accumulate(gaps[::-1])[::-1]
     return found
 
 
 def own(evidence, kept, factors):
-    """What counts of the evidence of a label beside another's backdoor: what it has and what it keeps, by SECOND.
+    """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`: by SECOND_….
 
-    A backdoor lends evidence to clean labels, some of which they keep when it is unlearned, and unlearning takes some from a
-    second backdoor: both err, and mostly apart, so that their geometric mean tells more than either (results/tried.md).
-    evidence, kept: L; factors: as for `convicting`.
+    A backdoor lends evidence to clean labels, most of which they lose when it is unlearned: of both, what a label has and
+    what it keeps, there has to be enough. Without probes, and so without leads, what convicts alone is asked of both.
+    evidence, kept: L, with the leads; factors: as for `convicting`.
     """
-    second = SECOND if "foreign" in factors else SECOND_FEATURELESS
-    return np.minimum(evidence, np.sqrt(evidence * kept) / second)
+    has, keeps = (SECOND_HAS, SECOND_KEEPS) if "probe" in factors else (1, 1)
+    return np.minimum(evidence / has, kept / keeps)
 
 
 def convicting(settings, labels, factors, filters=False):
@@ -117,7 +121,15 @@ def ratios_needed(settings, factors, exclusive):
     """
     evidence = sureness_of(factors) * np.maximum(exclusive, 1)
     enough = convicting(settings, len(evidence), factors)
-    if "probe" in factors:                               # with the lead it would have then
-        others = np.array([max(1.0, np.delete(evidence, label).max()) for label in range(len(evidence))])
-        enough = np.minimum(enough, (enough * others ** LEAD) ** (1 / (1 + LEAD)))
-    return enough / evidence
+    if "probe" not in factors:
+        return enough / evidence
+
+    def least(label):
+        """The least evidence of the label that is enough with the lead it has then."""
+        low, high = 0.0, SECOND_HAS * enough             # beside another backdoor
+        for _ in range(40):
+            middle = (low + high) / 2
+            with_it = np.where(np.arange(len(evidence)) == label, middle, evidence)
+            low, high = (low, middle) if (with_it * lead(with_it))[label] >= SECOND_HAS * enough else (middle, high)
+        return high
+    return np.array([least(label) for label in range(len(evidence))]) / evidence

@@ -16,7 +16,7 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import MOST_EXCLUSIVE, convicting, exclusiveness, factors_of, own, sureness_of, weighed
+from utils.evidence import MOST_EXCLUSIVE, SECOND_HAS, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed
 from utils.examination import classifier, set_weights, weights_of
 from utils.foreignness import likeness
 from utils.margins import margin_meter
@@ -28,8 +28,8 @@ RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: t
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
 FAINT = 0.05             # of transfers: ASRs of a few images in a hundred differ by luck, and evidence tells then
-# Share of the evidence that convicts, from which on labels are asked what they keep: preserved, the patches, by whose
-# transfers detection counts, transfer a little less.
+# Share of the evidence that convicts beside another backdoor, from which on labels are asked what they keep: preserved, the
+# patches, by whose transfers detection counts, transfer a little less.
 NEARLY = 0.9
 # To what power a probe counts beside a known backdoor: the network learned to see what looks like that one's trigger
 # anywhere, but that leads to the target only where the trigger was. Checks elsewhere lead to some clean label as surely, at
@@ -38,41 +38,47 @@ BESIDE = 2 / 3
 
 
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
-    """The evidence that each label keeps where the surer labels' patches are unlearned, L; nan where none was asked for.
-
-    tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
-    `utils.controls.measure_controls`. The surest label that evidence convicts, or of those TIED with it the one of the most
-    evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one
-    convicted again.
+    """The evidence, leads included, that each label keeps where the surer ones' patches are unlearned, L;
+    nan where none was asked for. tuned, made_with: arrays and settings of pnnir.h5; models: by name, from
+    `examination.models`; arrays: from `utils.controls.measure_controls`. The surest label that evidence convicts, or of those
+    TIED with it the one of the most evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of
+    all those so far, the next one that is enough of what it has and keeps.
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
     evidence = weighed(relative_ratios(arrays), sureness_of(factors))
     enough = convicting(settings, len(evidence), factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
-    if not settings.repair_steps or np.sum(MOST_EXCLUSIVE * evidence >= NEARLY * enough) < 2:
+
+    def led(evidence):
+        return evidence * lead(evidence) if "probe" in factors else evidence
+    # As if the surest were the most exclusive, and by as much more so than the next.
+    if not settings.repair_steps or MOST_EXCLUSIVE ** 2 * led(evidence).max() < enough:
         return kept
     transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
     transfers = transfers_that_count(examination, tuned, transfers)
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
-    evidence = before = exclusive * evidence
-
-    def suspected(labels, evidence):
-        nearly = (label for label in labels if evidence[label] >= NEARLY * enough)
-        return sorted(nearly, key=lambda label: -evidence[label])
-    suspects = suspected(range(len(evidence)), evidence)
+    evidence = before = led(exclusive * evidence)
+    suspects = _sure(range(len(evidence)), evidence, NEARLY * SECOND_HAS * enough)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(max(tied, key=lambda label: evidence[label] / (mean[label] + FAINT)))
         others = [label for label in suspects if label != known[-1]]
         left = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
                                              labels_at_once)
+        left[known] = 0                                  # what is known hides no lead
+        left = led(left)
         kept[others] = left[others]
         evidence = own(before, left, factors)
-        suspects = suspected(others, evidence)
+        suspects = _sure(others, evidence, NEARLY * enough)
     return kept
+
+
+def _sure(labels, evidence, least):
+    """Those of the labels that have at least so much evidence, surest first."""
+    return sorted((label for label in labels if evidence[label] >= least), key=lambda label: -evidence[label])
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
