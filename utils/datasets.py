@@ -134,7 +134,7 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Between labels of clean models, up to 4.5 ln(labels), and a model's surest targets, 8.5 and more, of models to choose on
+    # Between labels of clean models, up to 4.5 ln(labels), and models' surest targets, 8.5 and more, of models to choose on
     # (results/tried.md). It comes to 15 with 12 labels, 23 with 43.
     evidence=6.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.

@@ -38,11 +38,12 @@ BESIDE = 2 / 3
 
 
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
-    """The evidence, leads included, that each label keeps where the surer ones' patches are unlearned, L;
-    nan where none was asked for. tuned, made_with: arrays and settings of pnnir.h5; models: by name, from
-    `examination.models`; arrays: from `utils.controls.measure_controls`. The surest label that evidence convicts, or of those
-    TIED with it the one of the most evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of
-    all those so far, the next one that is enough of what it has and keeps.
+    """The evidence, with leads, that labels keep where the surer ones' patches are unlearned, L; nan where none was asked.
+
+    tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
+    `utils.controls.measure_controls`. The surest label that evidence convicts, or of those TIED with it the one of the most
+    evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one
+    that has and keeps enough.
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
