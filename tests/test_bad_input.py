@@ -199,7 +199,7 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (PRESERVATION, {"FEATURE_MAP": "conv"}, 'feature_map was "pool", is "conv"'),
     (DETECTION, {"EVIDENCE": 7.0}, "evidence was 6.0, is 7.0"),
     (FILTERS, {"FILTER_STEPS": 5}, "filter_steps was 4, is 5"),
-    (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.5, is 0.4")])
+    (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.2, is 0.4")])
 def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):
     there = {path: path.read_bytes() for path in files_in(results)}
     line = complaint(capsys, script, scene, results, **changes)
