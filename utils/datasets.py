@@ -150,8 +150,8 @@ DEFAULT = Settings(
     # And surely: green ones lead two clean CIFAR-10 networks to frogs at 0.985 and 0.995, with a cross-entropy of 0.38 and
     # 0.31 nats; those of two hidden filters on networks of the same kinds come to 0.01 and 0.04 (results/tried.md).
     filter_entropy=0.1,
-    # Of hidden filters' matrices up to 0.15, of a clean label of GTSRB that reaches both, 0.27 (results/tried.md). A sepia one
-    # whose target is a yellow sign reaches 0.20 to 0.45, but has evidence enough.
+    # Of hidden filters' matrices up to 0.15, of a clean label of GTSRB that reaches both 0.27 (results/tried.md). A sepia
+    # one whose target is a yellow sign reaches 0.20 to 0.45, but has evidence enough.
     filter_transfer_threshold=0.2,
 )
 
