@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed
+from utils.evidence import convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed, with_lead
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -138,18 +138,17 @@ def evidence_of(examination, tuned, found, made_with=None):
     return _fields(values)
 
 
-def held_against(evidence, exclusive, led):
-    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, if led, by `lead`, which they hold, too.
+def held_against(evidence, exclusive):
+    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, where probes count, by `lead`, which they hold, too.
 
     Those with `repaired_evidence` hold `own`, which decides in its place (`utils.evidence.own`).
     """
     total = np.array([row["evidence"] for row in evidence]) * exclusive
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
-    values = {"exclusive": exclusive}
-    if led:
-        values["lead"] = lead(total)
-        total = total * values["lead"]
-    values |= {"evidence": total, "own": own(total, kept, evidence[0])}
+    factors = evidence[0]
+    values = {"exclusive": exclusive} | ({"lead": lead(total)} if "probe" in factors else {})
+    total = with_lead(total, factors)
+    values |= {"evidence": total, "own": own(total, kept, factors)}
     return [row | fields for row, fields in zip(evidence, _fields(values))]
 
 
@@ -200,7 +199,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
     if priced:
-        evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)), led)
+        evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)))
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:

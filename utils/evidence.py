@@ -86,6 +86,11 @@ def lead(evidence):
     return found
 
 
+def with_lead(evidence, factors):
+    """The evidence times the leads, L; as it is where no probes count, without which no lead does. factors: as below."""
+    return evidence * lead(evidence) if "probe" in factors else evidence
+
+
 def own(evidence, kept, factors):
     """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`: by SECOND_….
 
@@ -114,7 +119,7 @@ def convicting(settings, labels, factors, filters=False):
 
 
 def ratios_needed(settings, factors, exclusive):
-    """The price ratio that convicts each label, L; of 1 or less: unless it is dearer than usual.
+    """The price ratio that convicts each label beside another backdoor, L; of 1 or less: unless it is dearer than usual.
 
     factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
     from other starts, may transfer less. The other labels' prices, too, count as usual ones.
@@ -124,12 +129,14 @@ def ratios_needed(settings, factors, exclusive):
     if "probe" not in factors:
         return enough / evidence
 
+    enough *= SECOND_HAS
+
     def least(label):
         """The least evidence of the label that is enough with the lead it has then."""
-        low, high = 0.0, SECOND_HAS * enough             # beside another backdoor
+        low, high = 0.0, enough
         for _ in range(40):
             middle = (low + high) / 2
-            with_it = np.where(np.arange(len(evidence)) == label, middle, evidence)
-            low, high = (low, middle) if (with_it * lead(with_it))[label] >= SECOND_HAS * enough else (middle, high)
+            supposed = np.where(np.arange(len(evidence)) == label, middle, evidence)
+            low, high = (low, middle) if with_lead(supposed, factors)[label] >= enough else (middle, high)
         return high
     return np.array([least(label) for label in range(len(evidence))]) / evidence

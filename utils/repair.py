@@ -16,7 +16,8 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import MOST_EXCLUSIVE, SECOND_HAS, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed
+from utils.evidence import (MOST_EXCLUSIVE, SECOND_HAS, convicting, exclusiveness, factors_of, own, sureness_of, weighed,
+                            with_lead)
 from utils.examination import classifier, set_weights, weights_of
 from utils.foreignness import likeness
 from utils.margins import margin_meter
@@ -50,18 +51,15 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     evidence = weighed(relative_ratios(arrays), sureness_of(factors))
     enough = convicting(settings, len(evidence), factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
-
-    def led(evidence):
-        return evidence * lead(evidence) if "probe" in factors else evidence
     # As if the surest were the most exclusive, and by as much more so than the next.
-    if not settings.repair_steps or MOST_EXCLUSIVE ** 2 * led(evidence).max() < enough:
+    if not settings.repair_steps or MOST_EXCLUSIVE ** 2 * with_lead(evidence, factors).max() < enough:
         return kept
     transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
     transfers = transfers_that_count(examination, tuned, transfers)
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
-    evidence = before = led(exclusive * evidence)
+    evidence = before = with_lead(exclusive * evidence, factors)
     suspects = _sure(range(len(evidence)), evidence, NEARLY * SECOND_HAS * enough)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
@@ -70,7 +68,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         left = exclusive * _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage,
                                              labels_at_once)
         left[known] = 0                                  # what is known hides no lead
-        left = led(left)
+        left = with_lead(left, factors)
         kept[others] = left[others]
         evidence = own(before, left, factors)
         suspects = _sure(others, evidence, NEARLY * enough)
