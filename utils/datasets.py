@@ -134,9 +134,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Between labels of clean models, up to 4.5 ln(labels), and models' surest targets, 8.5 and more, of models to choose on
-    # (results/tried.md). It comes to 15 with 12 labels, 23 with 43.
-    evidence=6.0,
+    # Between labels of clean models, up to 5.8 ln(labels), and models' surest targets, 9.0 and then 19 and more, of models
+    # to choose on (results/tried.md). It comes to 19 with 12 labels, 28 with 43.
+    evidence=7.5,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from

@@ -15,7 +15,7 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed, with_lead
+from utils.evidence import PATCHES, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed, with_lead
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -131,7 +131,7 @@ def evidence_of(examination, tuned, found, made_with=None):
                         "UNPROBED_EVIDENCE, or by an earlier version: run potential_triggers_reconstruction.py again "
                         "with --overwrite and these settings")
     ratios = relative_ratios(found) if patches else {}
-    values = factors | {"evidence": weighed(ratios, sureness_of(factors))}
+    values = factors | {"evidence": weighed(ratios, sureness_of(factors, **(PATCHES if patches else {})))}
     if patches:
         values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(values["evidence"]))],
                    "repaired_evidence": found["repaired_evidence"]}
@@ -243,8 +243,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
               + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * foreign
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
               + "lead: how far the label, with those that have more, is ahead of the next ones\n" * led
-              + f"infected from an evidence of {enough:.2f} up: " + "ratio × " * priced + "margin"
-              + (" × (1 + (probe − 1) × foreign)" if foreign else " × probe" * probed)
+              + f"infected from an evidence of {enough:.2f} up: " + ("ratio × √margin" if priced else "margin")
+              + (" × (1 + (probe^1.5 − 1) × foreign)" if foreign else (" × probe" + "^1.5" * priced) * probed)
               + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:

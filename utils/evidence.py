@@ -17,10 +17,15 @@ from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
+# Powers of patches' factors. The largest margins of clean labels differ most by luck, while probes lead to targets of
+# backdoors far more surely than to any clean label: with both to the power of 1 a target was missed beside clean labels of
+# as much evidence, by an unusual margin (results/tried.md). Of filters both count as they are.
+PATCHES = {"margin": 1 / 2, "probe": 3 / 2}
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
-SECOND_HAS = 0.7         # of what convicts alone, to be had by a label beside another's backdoor,
-SECOND_KEEPS = 0.24      # and to be kept where that one's is unlearned, which takes from a second backdoor as well
+# Of what convicts, to be kept by a label beside another's backdoor where that one is unlearned, which takes from a second
+# backdoor as well.
+SECOND_KEEPS = 0.195
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -41,13 +46,14 @@ def factors_of(tuned, accuracy, filters=None):
     return factors
 
 
-def sureness_of(factors, trust=1.0):
-    """Margin × probe of every label, L; margin alone where probes do not count. trust: to what power a probe counts.
+def sureness_of(factors, margin=1.0, probe=1.0, trust=1.0):
+    """Margin × probe of every label, L, each to its power; margin alone where probes do not count.
 
     What a probe is over 1 counts as many times as the label is foreign: patches that lead nowhere may be like nothing.
+    trust: to what power that counts.
     """
-    lifted = 1 + (factors.get("probe", 1) - 1) * factors.get("foreign", 1)
-    return factors["margin"].astype(float) * lifted ** trust
+    lifted = 1 + (factors.get("probe", 1) ** probe - 1) * factors.get("foreign", 1)
+    return factors["margin"].astype(float) ** margin * lifted ** trust
 
 
 def weighed(ratios, sureness):
@@ -92,14 +98,13 @@ def with_lead(evidence, factors):
 
 
 def own(evidence, kept, factors):
-    """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`: by SECOND_….
+    """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`.
 
     A backdoor lends evidence to clean labels, most of which they lose when it is unlearned: of both, what a label has and
-    what it keeps, there has to be enough. Without probes, and so without leads, what convicts alone is asked of both.
+    what it keeps, there has to be enough. Without probes, and so without leads, as much is asked of both.
     evidence, kept: L, with the leads; factors: as for `convicting`.
     """
-    has, keeps = (SECOND_HAS, SECOND_KEEPS) if "probe" in factors else (1, 1)
-    return np.minimum(evidence / has, kept / keeps)
+    return np.minimum(evidence, kept / (SECOND_KEEPS if "probe" in factors else 1))
 
 
 def convicting(settings, labels, factors, filters=False):
@@ -124,12 +129,10 @@ def ratios_needed(settings, factors, exclusive):
     factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
     from other starts, may transfer less. The other labels' prices, too, count as usual ones.
     """
-    evidence = sureness_of(factors) * np.maximum(exclusive, 1)
+    evidence = sureness_of(factors, **PATCHES) * np.maximum(exclusive, 1)
     enough = convicting(settings, len(evidence), factors)
     if "probe" not in factors:
         return enough / evidence
-
-    enough *= SECOND_HAS
 
     def least(label):
         """The least evidence of the label that is enough with the lead it has then."""

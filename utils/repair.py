@@ -16,7 +16,7 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import (MOST_EXCLUSIVE, SECOND_HAS, convicting, exclusiveness, factors_of, own, sureness_of, weighed,
+from utils.evidence import (MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own, sureness_of, weighed,
                             with_lead)
 from utils.examination import classifier, set_weights, weights_of
 from utils.foreignness import likeness
@@ -48,7 +48,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
-    evidence = weighed(relative_ratios(arrays), sureness_of(factors))
+    evidence = weighed(relative_ratios(arrays), sureness_of(factors, **PATCHES))
     enough = convicting(settings, len(evidence), factors)
     kept, known = np.full(len(evidence), np.nan, np.float32), []
     # As if the surest were the most exclusive, and by as much more so than the next.
@@ -60,7 +60,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
     evidence = before = with_lead(exclusive * evidence, factors)
-    suspects = _sure(range(len(evidence)), evidence, NEARLY * SECOND_HAS * enough)
+    suspects = _sure(range(len(evidence)), evidence, NEARLY * enough)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(max(tied, key=lambda label: evidence[label] / (mean[label] + FAINT)))
