@@ -11,7 +11,7 @@ from utils.config import UserError
 from utils.datasets import DATASETS, Settings
 from utils.detection import (DEGENERATE, EXPLAINED, INFECTED, PATCH, RANDOM, TOO_LITTLE, UNSURE, UNTOLD, decide, evidence_of,
                              random_under, report, require_preserved, warnings_of, weigh)
-from utils.evidence import PATCHES, SECOND_KEEPS, convicting, exclusiveness, factors_of, lead, own, ratios_needed
+from utils.evidence import PATCHES, SECOND_HAS, SECOND_KEEPS, convicting, exclusiveness, factors_of, lead, own, ratios_needed
 from utils.tuning import SUBSETS, TAUGHT
 
 TNDA = Settings(random_threshold=0.6, transfers_needed=1)
@@ -50,10 +50,11 @@ def test_evidence_convicts_whatever_tnda_says_and_clears_patches_alone():
 
 def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count():
     known = {"probe", "foreign"}
-    np.testing.assert_allclose(own(np.array([7.0, 7.0, 1.4]), np.array([3.9, 0.39, 9.0]), known), [7, 2, 1.4])
+    np.testing.assert_allclose(own(np.array([5.9, 5.9, 1.18]), np.array([3.9, 0.39, 9.0]), known), [10, 2, 2])
     np.testing.assert_array_equal(own(np.array([7.0, 2.0]), np.array([2.4, 9.0]), {"margin"}), [2.4, 2])   # without leads
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
     assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
+    assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.5) == INFECTED       # less is enough beside another's
     assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.49) == TOO_LITTLE
 
 
@@ -75,9 +76,11 @@ def test_a_price_is_asked_for_with_the_lead_it_would_give():
     for probe in ([1.5, 1.2, 0.8], [2.0, 5.0, 1.0], [0.5, 0.6, 0.7]):
         factors = {"margin": np.ones(3), "probe": np.array(probe), "foreign": np.ones(3)}
         for label, ratio in enumerate(ratios_needed(settings, factors, np.ones(3))):
-            evidence = np.array(probe) ** PATCHES["probe"]
-            evidence[label] *= ratio
-            assert (evidence * lead(evidence))[label] == pytest.approx(enough)
+            def counts(power):
+                evidence = np.array(probe) ** power
+                evidence[label] *= ratio
+                return (evidence * lead(evidence))[label]
+            assert max(counts(PATCHES["probe"]), counts(1) / SECOND_HAS) == pytest.approx(enough)     # alone or beside
 
 
 def test_more_labels_ask_for_more_evidence():
@@ -113,15 +116,16 @@ def test_evidence_is_of_price_margin_and_probes():
     tuned["examined"]["likeness"] = 1.02 - np.array([0.2, 0.4, 0.1])     # twice as unlike its images is 1
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
-    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": 1.6,
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": 1.6, "beside": 1.6,
                          "repaired_evidence": 2.5}
     once = 0.5 ** 0.5 * (1 + 2 * (5 ** 1.5 - 1))         # what it is over 1 counts twice
-    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": pytest.approx(once, abs=1e-6)}
+    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": pytest.approx(once, abs=1e-6),
+                         "beside": pytest.approx(9 * 0.5 ** 0.5, abs=1e-6)}
     twice = pytest.approx(4.8 * 2 ** 0.5, abs=1e-6)
-    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": twice}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": twice, "beside": twice}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
     enough = 1.5 * np.log(10)                            # label 1 has more; it has a lead over label 2's root of 2
-    assert needed[0] == pytest.approx(enough)
+    assert needed[0] == pytest.approx(SECOND_HAS * enough)
     assert needed[1] == pytest.approx((enough * 2 ** 0.5) ** 0.5 / once)
     unlike = tuned | {"examined": tuned["examined"] | {"likeness": 1.02 - np.array([0.2, 0.1, 0.4])}}
     foreign = evidence_of(examination(priced), unlike, found, made_with)[2]
@@ -223,11 +227,15 @@ def priced_patches(count):
             "free": {"label": labels, "cost": one}, "usual_ratio": np.float32(1)}
 
 
-def judged(tmp_path, has, keeps, second):
-    """What `report` says of eight labels, two of which may lead, where 2.5 ln(10) = 5.76 convict alone: `keeps` is of 0."""
+def judged(tmp_path, has, keeps, second, beside=None):
+    """What `report` says of eight labels, two of which may lead, where 2.5 ln(10) = 5.76 convict alone.
+
+    `keeps` is label 0's, as is `beside`, what counts of `has` beside a backdoor, where that is less.
+    """
     found = priced_patches(8)
-    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value} for value in (has, second, *[1.0] * 6)]
-    evidence[0]["repaired_evidence"] = keeps
+    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value, "beside": value}
+                for value in (has, second, *[1.0] * 6)]
+    evidence[0] |= {"repaired_evidence": keeps, "beside": beside or has}
     return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
                   {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((8, 6)), 0.5, found["mask"], evidence)
 
@@ -238,21 +246,26 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     assert judged(tmp_path, 10.0, 1.0, 2.3)["infected_labels"] == [0]
 
 
-@pytest.mark.parametrize("has, keeps, decision", [(4.0, 1.11, EXPLAINED), (4.0, 1.13, INFECTED), (2.41, 1.13, INFECTED),
-                                                 (2.41, 1.11, EXPLAINED), (2.39, 90.0, TOO_LITTLE)])
+@pytest.mark.parametrize("has, keeps, decision", [(4.0, 1.11, EXPLAINED), (4.0, 1.13, INFECTED), (1.85, 1.13, INFECTED),
+                                                 (1.85, 1.11, TOO_LITTLE), (1.83, 90.0, TOO_LITTLE)])
 def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, keeps, decision):
     """With the lead, which is as large as what it has is."""
     labels = judged(tmp_path, has, keeps, 10.0)["labels"]
     assert [row["decision"] for row in labels.values()] == [decision, INFECTED] + [TOO_LITTLE] * 6
-    assert labels["0"]["own"] == pytest.approx(min(has * has, keeps / SECOND_KEEPS), abs=1e-6)
+    assert labels["0"]["own"] == pytest.approx(min(has * has / SECOND_HAS, keeps / SECOND_KEEPS), abs=1e-6)
     assert "own" not in labels["1"]
+
+
+def test_a_label_beside_another_is_judged_by_what_counts_beside_it(tmp_path):
+    assert judged(tmp_path, 4.0, 90.0, 10.0, beside=1.83)["labels"]["0"]["decision"] == EXPLAINED
+    assert judged(tmp_path, 1.2, 90.0, 10.0, beside=1.85)["infected_labels"] == [0, 1]
 
 
 def test_patches_that_transfer_less_than_other_labels_do_are_more_of_a_backdoors(tmp_path):
     """What works on a clean variant is no backdoor's; how well the other labels' patches do tells what is usual."""
     found, scene = priced_patches(5), examination(replace(TNDA, evidence=2.5))
     found["asr"] = np.array([1, 1, 1, 1, 0.3])
-    evidence = [{"ratio": ratio, "margin": 1.0, "probe": 2.0, "foreign": 1.0, "evidence": 2 * ratio}
+    evidence = [{"ratio": ratio, "margin": 1.0, "probe": 2.0, "foreign": 1.0, "evidence": 2 * ratio, "beside": 2 * ratio}
                 for ratio in (2.5, 4.0, 1.0, 1.0, 3.0)]
     transfers = np.array([[0, 0.1, 0, 0, 0, 0], [0.9] + [0] * 5, [0.4] * 6, [0, 0, 0, 0, 0, 0.5], [np.nan] * 6], np.float32)
 

@@ -15,7 +15,8 @@ import numpy as np
 from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
-from utils.evidence import PATCHES, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed, with_lead
+from utils.evidence import (BESIDE, PATCHES, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed,
+                            with_lead)
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -106,12 +107,13 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found, made_with=None):
-    """Each label's JSON fields `margin`, `evidence`, mostly `probe`; of patches `foreign`, `ratio`, `repaired_evidence`.
+    """Each label's JSON fields: `margin`, `evidence`, mostly `probe`; of patches `beside`, `foreign`, `ratio`, `repaired_…`.
 
-    The last two are there for some labels. The evidence of patches is without their transfers, which `report` counts. None
-    where no evidence decides. tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; or
-    arrays alone, of potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured (the label is
-    too costly, or a first round dropped it) counts as 1.
+    `beside` is the evidence by the powers of labels beside a known backdoor; `ratio` and the last one are there for some
+    labels. Both kinds of evidence are without the patches' transfers, which `report` counts. None where no evidence decides.
+    tuned: arrays of pnnir.h5. found, made_with: arrays and settings of potential_triggers.h5; or arrays alone, of
+    potential_triggers_feature_space.h5: filters have no price. A ratio that was not measured (the label is too costly, or a
+    first round dropped it) counts as 1.
     Raises UserError where the earlier stages left out what these settings ask for.
     """
     settings, patches = examination.settings, "matrix" not in found
@@ -133,7 +135,8 @@ def evidence_of(examination, tuned, found, made_with=None):
     ratios = relative_ratios(found) if patches else {}
     values = factors | {"evidence": weighed(ratios, sureness_of(factors, **(PATCHES if patches else {})))}
     if patches:
-        values |= {"ratio": [ratios.get(label, math.nan) for label in range(len(values["evidence"]))],
+        values |= {"beside": weighed(ratios, sureness_of(factors, **BESIDE)),
+                   "ratio": [ratios.get(label, math.nan) for label in range(len(values["evidence"]))],
                    "repaired_evidence": found["repaired_evidence"]}
     return _fields(values)
 
@@ -143,12 +146,12 @@ def held_against(evidence, exclusive):
 
     Those with `repaired_evidence` hold `own`, which decides in its place (`utils.evidence.own`).
     """
-    total = np.array([row["evidence"] for row in evidence]) * exclusive
+    alone, beside = (np.array([row[name] for row in evidence]) * exclusive for name in ("evidence", "beside"))
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
     factors = evidence[0]
-    values = {"exclusive": exclusive} | ({"lead": lead(total)} if "probe" in factors else {})
-    total = with_lead(total, factors)
-    values |= {"evidence": total, "own": own(total, kept, factors)}
+    values = {"exclusive": exclusive} | ({"lead": lead(alone)} if "probe" in factors else {})
+    alone, beside = with_lead(alone, factors), with_lead(beside, factors)
+    values |= {"evidence": alone, "beside": beside, "own": own(beside, kept, factors)}
     return [row | fields for row, fields in zip(evidence, _fields(values))]
 
 

@@ -21,11 +21,15 @@ from utils.tuning import SUBSETS, TAUGHT
 # backdoors far more surely than to any clean label: with both to the power of 1 a target was missed beside clean labels of
 # as much evidence, by an unusual margin (results/tried.md). Of filters both count as they are.
 PATCHES = {"margin": 1 / 2, "probe": 3 / 2}
+# Beside a known backdoor probes count less: the network learned to see what looks like that one's trigger anywhere, but that
+# leads to its target only where the trigger was, elsewhere to some clean label as surely, at no unusual price or margin. So
+# it is with what a label has, and with what it keeps where the other one's trigger is unlearned.
+BESIDE, KEPT = {"margin": 1 / 2}, {"trust": 2 / 3}
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
-# Of what convicts, to be kept by a label beside another's backdoor where that one is unlearned, which takes from a second
+# Of what convicts alone, to be had and to be kept by a label beside another's backdoor: to be unlearned takes from a second
 # backdoor as well.
-SECOND_KEEPS = 0.195
+SECOND_HAS, SECOND_KEEPS = 0.59, 0.195
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -97,14 +101,15 @@ def with_lead(evidence, factors):
     return evidence * lead(evidence) if "probe" in factors else evidence
 
 
-def own(evidence, kept, factors):
-    """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`.
+def own(beside, kept, factors):
+    """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`: by SECOND_….
 
     A backdoor lends evidence to clean labels, most of which they lose when it is unlearned: of both, what a label has and
-    what it keeps, there has to be enough. Without probes, and so without leads, as much is asked of both.
-    evidence, kept: L, with the leads; factors: as for `convicting`.
+    what it keeps, there has to be enough. Without probes, and so without leads, what convicts alone is asked of both.
+    beside, kept: evidence by the powers BESIDE and KEPT, with the leads, L; factors: as for `convicting`.
     """
-    return np.minimum(evidence, kept / (SECOND_KEEPS if "probe" in factors else 1))
+    has, keeps = (SECOND_HAS, SECOND_KEEPS) if "probe" in factors else (1, 1)
+    return np.minimum(beside / has, kept / keeps)
 
 
 def convicting(settings, labels, factors, filters=False):
@@ -124,17 +129,17 @@ def convicting(settings, labels, factors, filters=False):
 
 
 def ratios_needed(settings, factors, exclusive):
-    """The price ratio that convicts each label beside another backdoor, L; of 1 or less: unless it is dearer than usual.
+    """The least price ratio that convicts each label, alone or beside another backdoor, L; of 1 or less: a usual one.
 
     factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
     from other starts, may transfer less. The other labels' prices, too, count as usual ones.
     """
-    evidence = sureness_of(factors, **PATCHES) * np.maximum(exclusive, 1)
-    enough = convicting(settings, len(evidence), factors)
+    alone, beside = (sureness_of(factors, **powers) * np.maximum(exclusive, 1) for powers in (PATCHES, BESIDE))
+    enough = convicting(settings, len(alone), factors)
     if "probe" not in factors:
-        return enough / evidence
+        return enough / alone
 
-    def least(label):
+    def least(label, evidence, enough):
         """The least evidence of the label that is enough with the lead it has then."""
         low, high = 0.0, enough
         for _ in range(40):
@@ -142,4 +147,5 @@ def ratios_needed(settings, factors, exclusive):
             supposed = np.where(np.arange(len(evidence)) == label, middle, evidence)
             low, high = (low, middle) if with_lead(supposed, factors)[label] >= enough else (middle, high)
         return high
-    return np.array([least(label) for label in range(len(evidence))]) / evidence
+    return np.array([min(least(label, alone, enough) / alone[label],
+                         least(label, beside, SECOND_HAS * enough) / beside[label]) for label in range(len(alone))])

@@ -16,8 +16,8 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import (MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own, sureness_of, weighed,
-                            with_lead)
+from utils.evidence import (BESIDE, KEPT, MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own, sureness_of,
+                            weighed, with_lead)
 from utils.examination import classifier, set_weights, weights_of
 from utils.foreignness import likeness
 from utils.margins import margin_meter
@@ -32,10 +32,6 @@ FAINT = 0.05             # of transfers: ASRs of a few images in a hundred diffe
 # Share of the evidence that convicts beside another backdoor, from which on labels are asked what they keep: preserved, the
 # patches, by whose transfers detection counts, transfer a little less.
 NEARLY = 0.9
-# To what power a probe counts beside a known backdoor: the network learned to see what looks like that one's trigger
-# anywhere, but that leads to the target only where the trigger was. Checks elsewhere lead to some clean label as surely, at
-# no unusual price or margin (results/tried.md).
-BESIDE = 2 / 3
 
 
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
@@ -48,19 +44,20 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     """
     settings = examination.settings
     factors = factors_of(tuned, examination.accuracy)
-    evidence = weighed(relative_ratios(arrays), sureness_of(factors, **PATCHES))
-    enough = convicting(settings, len(evidence), factors)
-    kept, known = np.full(len(evidence), np.nan, np.float32), []
+    alone, beside = (weighed(relative_ratios(arrays), sureness_of(factors, **powers)) for powers in (PATCHES, BESIDE))
+    enough = convicting(settings, len(alone), factors)
+    kept, known = np.full(len(alone), np.nan, np.float32), []
     # As if the surest were the most exclusive, and by as much more so than the next.
-    if not settings.repair_steps or MOST_EXCLUSIVE ** 2 * with_lead(evidence, factors).max() < enough:
+    if not settings.repair_steps or MOST_EXCLUSIVE ** 2 * with_lead(alone, factors).max() < enough:
         return kept
     transfers = stage.part("transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})["transfer"]
     transfers = transfers_that_count(examination, tuned, transfers)
     exclusive, mean = exclusiveness(transfers), np.full(len(transfers), np.inf)
     if transfers.shape[1]:
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
-    evidence = before = with_lead(exclusive * evidence, factors)
-    suspects = _sure(range(len(evidence)), evidence, NEARLY * enough)
+    evidence, beside = (with_lead(exclusive * each, factors) for each in (alone, beside))
+    asked = np.flatnonzero(np.maximum(evidence, own(beside, np.inf, factors)) >= NEARLY * enough).tolist()
+    suspects = sorted(asked, key=lambda label: -evidence[label])
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(max(tied, key=lambda label: evidence[label] / (mean[label] + FAINT)))
@@ -70,18 +67,14 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         left[known] = 0                                  # what is known hides no lead
         left = with_lead(left, factors)
         kept[others] = left[others]
-        evidence = own(before, left, factors)
-        suspects = _sure(others, evidence, NEARLY * enough)
+        evidence = own(beside, left, factors)
+        suspects = sorted((label for label in others if evidence[label] >= NEARLY * enough),
+                          key=lambda label: -evidence[label])
     return kept
 
 
-def _sure(labels, evidence, least):
-    """Those of the labels that have at least so much evidence, surest first."""
-    return sorted((label for label in labels if evidence[label] >= least), key=lambda label: -evidence[label])
-
-
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
-    """Evidence on the model repaired of the labels `known`, L; probes count by the power of BESIDE."""
+    """Evidence on the model repaired of the labels `known`, L; factors count by the powers of KEPT."""
     name = f"repaired-{len(known)}-{known[-1]}"         # `known` only grows, so these two tell it apart
     network = keras.models.clone_model(examination.examined.network)
     model = classifier(network, examination.examined.preprocess)
@@ -117,7 +110,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     if "controls" in arrays:
         measured["controls"] = _rows(arrays["controls"], others)
         cheapest_of_starts(paired, measured["controls"]["label"], reconstruct, examination.settings)
-    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy), trust=BESIDE)
+    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy), **KEPT)
     return weighed(relative_ratios(paired | measured), sureness)
 
 
