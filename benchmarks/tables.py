@@ -200,10 +200,11 @@ def in_words(attack):
 def _call(row, mark=""):
     """Ratio (of a filter ASR), margin, probe, exclusiveness, foreignness and lead where over 1, and evidence of a label.
 
-    And what is left of it without other labels' backdoors.
+    And what counts of it beside another label's backdoor, and is left of it without that.
     """
     first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
-    left = f" ({row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
+    beside = f"{row['beside']:.2f} beside, " if "own" in row and "beside" in row else ""
+    left = f" ({beside}{row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
     names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
     more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)
     more += "".join(f", {name} {row[name]:.2f}" for name in ("foreign", "lead") if row.get(name, 1.0) > 1)

@@ -52,10 +52,10 @@ def test_beside_another_backdoor_both_what_a_label_has_and_what_it_keeps_count()
     known = {"probe", "foreign"}
     np.testing.assert_allclose(own(np.array([5.9, 5.9, 1.18]), np.array([3.9, 0.39, 9.0]), known), [10, 2, 2])
     np.testing.assert_array_equal(own(np.array([7.0, 2.0]), np.array([2.4, 9.0]), {"margin"}), [2.4, 2])   # without leads
-    assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.5) == INFECTED
-    assert weigh(INFECTED, 9.0, 2.5, patch=True, beside=2.49) == EXPLAINED
-    assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.5) == INFECTED       # less is enough beside another's
-    assert weigh(INFECTED, 2.49, 2.5, patch=True, beside=2.49) == TOO_LITTLE
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, own=2.5) == INFECTED
+    assert weigh(INFECTED, 9.0, 2.5, patch=True, own=2.49) == EXPLAINED
+    assert weigh(INFECTED, 2.49, 2.5, patch=True, own=2.5) == INFECTED       # less is enough beside another's
+    assert weigh(INFECTED, 2.49, 2.5, patch=True, own=2.49) == TOO_LITTLE
 
 
 def test_labels_lead_by_the_largest_gap_behind_them():
@@ -244,6 +244,7 @@ def test_a_label_is_not_explained_by_one_that_convicts_no_more(tmp_path):
     """Reconstructed with a lower EVIDENCE than it is judged by: label 1 explained label 0, and is clean itself now."""
     assert judged(tmp_path, 10.0, 1.0, 2.5)["infected_labels"] == [1]
     assert judged(tmp_path, 10.0, 1.0, 2.3)["infected_labels"] == [0]
+    assert judged(tmp_path, 2.0, 90.0, 2.3)["infected_labels"] == []         # enough beside another, but there is none
 
 
 @pytest.mark.parametrize("has, keeps, decision", [(4.0, 1.11, EXPLAINED), (4.0, 1.13, INFECTED), (1.85, 1.13, INFECTED),

@@ -1,11 +1,10 @@
 """The one table that holds each dataset's numbers, and the named settings of the method.
 
-Nothing here imports TensorFlow. A row says what the images and the network are like; a `Settings` says with
-which numbers the stages run. `paper` follows the text of the paper, `default` is one set of rules for all
-datasets, found on models that no published rate of this project is measured on, `release` does what the authors' code of
-2024 does where that is not the paper, but for its faults with files, for measuring on the images it tuned on, and for
-applying colour matrices to another range of pixels than they were made on. What both share with the default is in the
-README's last section.
+Nothing here imports TensorFlow. A row says what the images and the network are like; a `Settings` says with which
+numbers the stages run. `paper` follows the text of the paper, `default` is one set of rules for all datasets, found
+on models on which no rate of it is measured, `release` does what the authors' code of 2024 does where that is not the
+paper, but for its faults with files, for measuring on the images it tuned on, and for applying colour matrices to
+another range of pixels than they were made on. What both share with the default is in the README's last section.
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,7 +56,7 @@ class Settings:
     # on one model alone.
     controls: tuple = ()
     restarts: int = 0                    # further starts of the patches that get controls; the cheapest is kept
-    repair_steps: int = 0                # where several labels are convicted: steps that unlearn the surest's patches
+    repair_steps: int = 0                # where others come near a convicted label: steps that unlearn the surest's patches
 
     # Potential trigger reconstruction, feature space (paper, supplementary).
     filter_steps: int = 200
@@ -134,8 +133,8 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Between labels of clean models, up to 5.8 ln(labels), and models' surest targets, 9.0 and then 19 and more, of models
-    # to choose on (results/tried.md). It comes to 19 with 12 labels, 28 with 43.
+    # Of models to choose on, clean ones' surest labels end at 5.8 ln(labels), and backdoored ones' surest targets begin at
+    # 9.0, the next at 19 (results/tried.md). It comes to 19 with 12 labels, 28 with 43.
     evidence=7.5,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,

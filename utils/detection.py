@@ -52,13 +52,13 @@ def decide(asr, transfers, settings, threshold, collapse=0.0, entropy=0.0):
     return PATCH if reached >= min(settings.transfers_needed, len(transfers)) else INFECTED
 
 
-def weigh(decision, evidence, enough, patch, beside=None):
-    """The default's decision for a label, from TNDA's and the evidence (utils/evidence.py) that is, and is `enough`, of it.
+def weigh(decision, evidence, enough, patch, own=None):
+    """The default's decision for a label, from TNDA's, its evidence (utils/evidence.py) and what is enough to convict it.
 
     A patch (in place of a filter) is a backdoor's by evidence alone: TNDA flags clean labels on most models.
-    beside: of labels beside other ones' backdoors, what counts of it (`utils.evidence.own`), which decides in its place.
+    own: of labels beside other ones' backdoors, what counts of it (`utils.evidence.own`), which decides in its place.
     """
-    if (evidence if beside is None else beside) >= enough:
+    if (evidence if own is None else own) >= enough:
         return INFECTED
     if evidence >= enough:
         return EXPLAINED
@@ -142,9 +142,10 @@ def evidence_of(examination, tuned, found, made_with=None):
 
 
 def held_against(evidence, exclusive):
-    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, where probes count, by `lead`, which they hold, too.
+    """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, where probes count, by leads.
 
-    Those with `repaired_evidence` hold `own`, which decides in its place (`utils.evidence.own`).
+    `lead` is that of `evidence`. Those with `repaired_evidence`, which was weighed so when it was measured, hold `own`
+    (`utils.evidence.own`).
     """
     alone, beside = (np.array([row[name] for row in evidence]) * exclusive for name in ("evidence", "beside"))
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
@@ -203,6 +204,11 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     able = classifying(examination, tuned)
     if priced:
         evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)))
+        if not any(row["evidence"] >= enough and "own" not in row for row in evidence):
+            # What others were asked beside is convicted no more: EVIDENCE was lower when patches were reconstructed, or its
+            # patch, preserved, transfers more. So each stands for itself.
+            for row in evidence:
+                row.pop("own", None)
     for label, asr in enumerate(found["asr"]):
         row = {"asr": round(float(asr), 6)}
         if masks is not None:
@@ -219,13 +225,8 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
         if evidence is not None:
             row = row | costs[label] | evidence[label]
             row["decision"] = weigh(row["decision"], row["evidence"], enough, masks is not None,
-                                    beside=row.get("own"))
+                                    own=row.get("own"))
         labels[str(label)] = row
-    if INFECTED not in (row["decision"] for row in labels.values()):
-        # What explained them is convicted no more: EVIDENCE was lower, or transfers were, when patches were reconstructed.
-        for row in labels.values():
-            if row["decision"] == EXPLAINED:
-                row["decision"] = INFECTED
     infected = [int(label) for label, row in labels.items() if row["decision"] == INFECTED]
     verdict = {"dataset": examination.row.name, "model": examination.examined.name,
                "clean_accuracy": round(examination.accuracy, 6), "backdoored": bool(infected),
@@ -250,6 +251,9 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
               + (" × (1 + (probe^1.5 − 1) × foreign)" if foreign else (" × probe" + "^1.5" * priced) * probed)
               + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
+        if any("own" in row for row in labels.values()):
+            print("own: of labels beside another's backdoor, what decides in place of evidence: the lesser of what they have"
+                  "\nand of what they keep where that one is unlearned, each divided by its share of what convicts")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")
@@ -280,11 +284,13 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced, probed, foreign, led, weighed = (
-        name in labels["0"] for name in ("mask_size", "cost", "probe", "foreign", "lead", "evidence"))
+    sized, priced, probed, foreign, led, weighed, beside = (
+        any(name in row for row in labels.values())
+        for name in ("mask_size", "cost", "probe", "foreign", "lead", "evidence", "own"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " foreign" * foreign + " exclusive" * priced + "  lead" * led + " evidence" * weighed + "  decision"]
+             + " foreign" * foreign + " exclusive" * priced + "  lead" * led
+             + " evidence" * weighed + "      own" * beside + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
         if sized:
@@ -295,7 +301,8 @@ def _table(labels, infected):
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
                    + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("foreign", 8),) * foreign
-                   + (("exclusive", 10),) * priced + (("lead", 6),) * led + (("evidence", 9),) * weighed)
+                   + (("exclusive", 10),) * priced + (("lead", 6),) * led + (("evidence", 9),) * weighed
+                   + (("own", 9),) * beside)
         for name, width in columns:
             line += f"{row[name]:{width}.2f}" if name in row else "-".rjust(width)
         lines.append(line + ("  " + row["decision"] if int(label) not in infected else "  INFECTED"))

@@ -17,18 +17,18 @@ from utils.margins import enough_relearned, margin_ratios
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
-# Powers of patches' factors. The largest margins of clean labels differ most by luck, while probes lead to targets of
-# backdoors far more surely than to any clean label: with both to the power of 1 a target was missed beside clean labels of
-# as much evidence, by an unusual margin (results/tried.md). Of filters both count as they are.
+# Powers of patches' factors. The largest margins of clean labels differ most by luck, while of targets that price and margin
+# miss probes tell more surely than of labels of clean models: with both to the power of 1 one was missed that had less
+# evidence than some label of a clean model, by an unusual margin (results/tried.md). Of filters both count as they are.
 PATCHES = {"margin": 1 / 2, "probe": 3 / 2}
 # Beside a known backdoor probes count less: the network learned to see what looks like that one's trigger anywhere, but that
 # leads to its target only where the trigger was, elsewhere to some clean label as surely, at no unusual price or margin. So
-# it is with what a label has, and with what it keeps where the other one's trigger is unlearned.
-BESIDE, KEPT = {"margin": 1 / 2}, {"trust": 2 / 3}
+# it is with what a label has, and with what it keeps where the other one's trigger is unlearned, of which other powers were
+# not tried: these are the ones that SECOND_KEEPS was measured by.
+BESIDE, KEPT = {"margin": 1 / 2, "probe": 1.0}, {"margin": 1.0, "probe": 1.0, "trust": 2 / 3}
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
-# Of what convicts alone, to be had and to be kept by a label beside another's backdoor: to be unlearned takes from a second
-# backdoor as well.
+# Of what convicts alone, to be had and to be kept by labels beside another's backdoor: unlearning that one weakens a second.
 SECOND_HAS, SECOND_KEEPS = 0.59, 0.195
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
@@ -53,8 +53,8 @@ def factors_of(tuned, accuracy, filters=None):
 def sureness_of(factors, margin=1.0, probe=1.0, trust=1.0):
     """Margin × probe of every label, L, each to its power; margin alone where probes do not count.
 
-    What a probe is over 1 counts as many times as the label is foreign: patches that lead nowhere may be like nothing.
-    trust: to what power that counts.
+    What the probe, to its power, is over 1 counts as many times as the label is foreign: patches that lead nowhere may be
+    like nothing. trust: the power of that whole factor.
     """
     lifted = 1 + (factors.get("probe", 1) ** probe - 1) * factors.get("foreign", 1)
     return factors["margin"].astype(float) ** margin * lifted ** trust
@@ -129,7 +129,7 @@ def convicting(settings, labels, factors, filters=False):
 
 
 def ratios_needed(settings, factors, exclusive):
-    """The least price ratio that convicts each label, alone or beside another backdoor, L; of 1 or less: a usual one.
+    """The least price ratio that convicts each label, alone or beside another backdoor, L; 1 or less: a usual one is enough.
 
     factors: from `factors_of`; exclusive: from `exclusiveness` of first patches, L. Below 1 it counts as 1: cheaper patches,
     from other starts, may transfer less. The other labels' prices, too, count as usual ones.

@@ -1,10 +1,10 @@
 """What labels owe to another label's backdoor: the examined model repaired of it (after the paper's removal).
 
 A network uses the features of its backdoor for other labels, too: their patches are cheap then, and hardly transfer, as if
-they had triggers of their own. Where evidence convicts several labels, the patches of the surest are unlearned, and the
-others are measured again on what is left: evidence that a label keeps is mostly its own (`utils.evidence.own`). Of labels
-that are about as sure the one whose patch transfers least for its evidence is taken, after TNDA: unlearning either mostly
-clears the other.
+they had triggers of their own. Where evidence convicts a label and others come near, the patches of the surest are
+unlearned, and the others are measured again on what is left: evidence that a label keeps is mostly its own
+(`utils.evidence.own`). Of labels that are about as sure the one whose patch transfers least for its evidence is taken,
+after TNDA: unlearning either mostly clears the other.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ RATE, BATCH = 3e-5, 100  # the removal of the paper takes 1e-4 and 2000 steps: t
 CARRYING = 0.5           # share of the images that carry a patch (paper: a tenth): fewer steps are enough
 TIED = 2                 # times as much evidence, within which transfer tells which label is the backdoor's
 FAINT = 0.05             # of transfers: ASRs of a few images in a hundred differ by luck, and evidence tells then
-# Share of the evidence that convicts beside another backdoor, from which on labels are asked what they keep: preserved, the
+# Share of what convicts, alone or beside another backdoor, from which on labels are asked what they keep: preserved, the
 # patches, by whose transfers detection counts, transfer a little less.
 NEARLY = 0.9
 
