@@ -28,7 +28,7 @@ def convicted(monkeypatch):
         monkeypatch.setattr(repair, "weighed",
                             lambda ratios, powers: filled(evidence if powers == PATCHES else beside or evidence, 1.0))
         monkeypatch.setattr(repair, "relative_ratios", lambda arrays: {})
-        monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None, "foreign": None})
+        monkeypatch.setattr(repair, "factors_of", lambda tuned, accuracy: {"probe": None, "foreign": np.ones(12)})
         monkeypatch.setattr(repair, "sureness_of", lambda factors, **powers: powers)
         monkeypatch.setattr(repair, "_evidence_without", lambda known, others, *_: filled(without[tuple(known)], 1.0))
         monkeypatch.setattr(repair, "measure_transfers", asked or (lambda examination, tuned, arrays: np.tile(
@@ -42,7 +42,7 @@ def convicted(monkeypatch):
     return kept
 
 
-# 12 convict alone, 7.1 beside another, of which 2.34 have to be kept.
+# 12 convict alone, 7.1 beside another, of which 2.76 have to be kept.
 def test_one_label_or_none_is_not_measured_again(convicted):
     for evidence in ([1.0, 3.4, 0.5], [1.0, 9.0, 2.5]):
         np.testing.assert_array_equal(convicted(evidence, {}), [np.nan] * 3)

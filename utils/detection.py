@@ -149,7 +149,7 @@ def held_against(evidence, exclusive):
     """
     alone, beside = (np.array([row[name] for row in evidence]) * exclusive for name in ("evidence", "beside"))
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
-    factors = evidence[0]
+    factors = {name: np.array([row[name] for row in evidence]) for name in ("probe", "foreign") if name in evidence[0]}
     values = {"exclusive": exclusive} | ({"lead": lead(alone)} if "probe" in factors else {})
     alone, beside = with_lead(alone, factors), with_lead(beside, factors)
     values |= {"evidence": alone, "beside": beside, "own": own(beside, kept, factors)}
@@ -253,7 +253,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
         if any("own" in row for row in labels.values()):
             print("own: of labels beside another's backdoor, what decides in place of evidence: the lesser of what they have"
-                  "\nand of what they keep where that one is unlearned, each divided by its share of what convicts")
+                  "\nand of what they keep, times foreign, where that one is unlearned, each divided by its share")
     with replacing(stage.path.with_suffix(".json")) as temporary, open(temporary, "w") as file:
         json.dump(verdict, file, indent=1)
         file.write("\n")

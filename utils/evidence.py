@@ -29,7 +29,7 @@ BESIDE, KEPT = {"margin": 1 / 2, "probe": 1.0}, {"margin": 1.0, "probe": 1.0, "t
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
 # Of what convicts alone, to be had and to be kept by labels beside another's backdoor: unlearning that one weakens a second.
-SECOND_HAS, SECOND_KEEPS = 0.59, 0.195
+SECOND_HAS, SECOND_KEEPS = 0.59, 0.23
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
@@ -105,11 +105,12 @@ def own(beside, kept, factors):
     """What counts of the evidence of a label beside another's backdoor, to be held against `convicting`: by SECOND_….
 
     A backdoor lends evidence to clean labels, most of which they lose when it is unlearned: of both, what a label has and
-    what it keeps, there has to be enough. Without probes, and so without leads, what convicts alone is asked of both.
-    beside, kept: evidence by the powers BESIDE and KEPT, with the leads, L; factors: as for `convicting`.
+    what it keeps, there has to be enough. What is kept counts as many times as the label is foreign: what a backdoor lends
+    leads to its labels by features of their own. Without probes, and so without leads, what convicts alone is asked of both.
+    beside, kept: evidence by the powers BESIDE and KEPT, with the leads, L; factors: as for `sureness_of`.
     """
     has, keeps = (SECOND_HAS, SECOND_KEEPS) if "probe" in factors else (1, 1)
-    return np.minimum(beside / has, kept / keeps)
+    return np.minimum(beside / has, kept * factors.get("foreign", 1) / keeps)
 
 
 def convicting(settings, labels, factors, filters=False):
