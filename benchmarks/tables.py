@@ -203,7 +203,7 @@ def _call(row, mark=""):
     And what counts of it beside another label's backdoor, and is left of it without that.
     """
     first = f"{row['ratio']:.2f}" if "ratio" in row else "–" if "mask_size" in row else f"ASR {row['asr']:.2f}"
-    beside = f"{row['beside']:.2f} beside, " if "own" in row and "beside" in row else ""
+    beside = f"{row['beside']:.2f} beside, " if "beside" in row else ""
     left = f" ({beside}{row['repaired_evidence']:.2f} left)" if "repaired_evidence" in row else ""
     names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
     more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)

@@ -141,12 +141,12 @@ def ratios_needed(settings, factors, exclusive):
         return enough / alone
 
     def least(label, evidence, enough):
-        """The least evidence of the label that is enough with the lead it has then."""
+        """The least ratio by which the label has evidence enough, with the lead it has then."""
         low, high = 0.0, enough
         for _ in range(40):
             middle = (low + high) / 2
             supposed = np.where(np.arange(len(evidence)) == label, middle, evidence)
             low, high = (low, middle) if with_lead(supposed, factors)[label] >= enough else (middle, high)
-        return high
-    return np.array([min(least(label, alone, enough) / alone[label],
-                         least(label, beside, SECOND_HAS * enough) / beside[label]) for label in range(len(alone))])
+        return high / evidence[label]
+    return np.array([min(least(label, alone, enough), least(label, beside, SECOND_HAS * enough))
+                     for label in range(len(alone))])

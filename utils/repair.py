@@ -43,8 +43,8 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
     that has and keeps enough.
     """
     settings = examination.settings
-    factors = factors_of(tuned, examination.accuracy)
-    alone, beside = (weighed(relative_ratios(arrays), sureness_of(factors, **powers)) for powers in (PATCHES, BESIDE))
+    factors, ratios = factors_of(tuned, examination.accuracy), relative_ratios(arrays)
+    alone, beside = (weighed(ratios, sureness_of(factors, **powers)) for powers in (PATCHES, BESIDE))
     enough = convicting(settings, len(alone), factors)
     kept, known = np.full(len(alone), np.nan, np.float32), []
     # As if the surest were the most exclusive, and by as much more so than the next.
@@ -57,7 +57,7 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         mean = np.nan_to_num(transfers.mean(axis=1), nan=np.inf)        # random patterns are no backdoor's
     evidence, beside = (with_lead(exclusive * each, factors) for each in (alone, beside))
     asked = np.flatnonzero(np.maximum(evidence, own(beside, np.inf, factors)) >= NEARLY * enough).tolist()
-    suspects = sorted(asked, key=lambda label: -evidence[label])
+    suspects = _surest_first(asked, evidence)
     while len(suspects) > 1 and evidence[suspects[0]] >= enough:
         tied = [label for label in suspects if evidence[label] >= max(enough, evidence[suspects[0]] / TIED)]
         known.append(max(tied, key=lambda label: evidence[label] / (mean[label] + FAINT)))
@@ -68,9 +68,12 @@ def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labe
         left = with_lead(left, factors)
         kept[others] = left[others]
         evidence = own(beside, left, factors)
-        suspects = sorted((label for label in others if evidence[label] >= NEARLY * enough),
-                          key=lambda label: -evidence[label])
+        suspects = _surest_first((label for label in others if evidence[label] >= NEARLY * enough), evidence)
     return kept
+
+
+def _surest_first(labels, evidence):
+    return sorted(labels, key=lambda label: -evidence[label])
 
 
 def _evidence_without(known, others, examination, tuned, made_with, models, arrays, stage, labels_at_once):
