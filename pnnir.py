@@ -43,6 +43,7 @@ from utils import plain_patches, transfer  # TensorFlow loads after the flags we
 from utils.examination import examinations, set_weights, weights_of
 from utils.foreignness import likeness
 from utils.margins import margin_meter
+from utils.own_colours import own_colours
 from utils.probes import search_probes
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, TAUGHT, Tuner
@@ -81,6 +82,7 @@ def main():
                 tuned["examined"] |= search_probes(
                     examination, examination.model, tuned, plain_patches, settings.probes, stage)
                 tuned["examined"] |= likeness(examination, examined.network, tuned["examined"]["probes"])
+                tuned["examined"] |= own_colours(examination, tuned["examined"]["probes"])
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

@@ -157,8 +157,9 @@ def model_rows(scans, zoo):
 
     zoo: flags of models.train by dataset and name.
     """
-    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, foreign "
-             "and lead over 1, **evidence** of the target | of the two highest other labels |", "|---|---|---|---|---|"]
+    lines = ["| model | hidden trigger | found | ratio (of filters the matrix' ASR), margin, probe, exclusive, foreign and "
+             "lead over 1, colours under 1, **evidence** of the target | of the two highest other labels |",
+             "|---|---|---|---|---|"]
     for scan in scans:
         key = scan["dataset"], scan["name"]
         row = dataset(scan["dataset"])
@@ -198,7 +199,7 @@ def in_words(attack):
 
 
 def _call(row, mark=""):
-    """Ratio (of a filter ASR), margin, probe, exclusiveness, foreignness and lead where over 1, and evidence of a label.
+    """Ratio (of a filter ASR), margin, probe, exclusiveness, foreignness and lead over 1, colours under 1, and evidence.
 
     And what counts of it beside another label's backdoor, and is left of it without that.
     """
@@ -208,6 +209,7 @@ def _call(row, mark=""):
     names = ("probe", "exclusive") if "mask_size" in row else ("probe",) if "probe" in row else ()
     more = "".join(f", {row[name]:.2f}" if name in row else ", –" for name in names)
     more += "".join(f", {name} {row[name]:.2f}" for name in ("foreign", "lead") if row.get(name, 1.0) > 1)
+    more += f", colours {row['colours']:.2f}" if row.get("colours", 1.0) < 0.995 else ""
     return f"{first}, {row.get('margin', math.nan):.2f}{more}, {mark}{row.get('evidence', math.nan):.2f}{mark}{left}"
 
 
@@ -241,7 +243,7 @@ def statistics(row):
         found |= {"low cost": -row["cost"], "low cost of the free patch": -row["free_cost"],
                   "free controls to the free patch": row["free_control"] / row["free_cost"],
                   "ratio": row["ratio"]}
-    found |= {name: row[name] for name in ("probe", "foreign", "exclusive") if name in row}
+    found |= {name: row[name] for name in ("probe", "foreign", "colours", "exclusive") if name in row}
     if "margin" in row:
         found |= {"margin": row["margin"], "the default's evidence": row["evidence"]}
     return found

@@ -135,7 +135,7 @@ DEFAULT = Settings(
     probes=1800,
     # Of models to choose on, clean ones' surest labels end at 5.8 ln(labels), and backdoored ones' surest targets begin at
     # 9.0, the next at 19 (results/tried.md). It comes to 19 with 12 labels, 28 with 43.
-    evidence=7.5,
+    evidence=7.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from

@@ -107,7 +107,7 @@ def random_under(settings, triggers):
 
 
 def evidence_of(examination, tuned, found, made_with=None):
-    """Each label's JSON fields: `margin`, `evidence`, mostly `probe`; of patches `beside`, `foreign`, `ratio`, `repaired_…`.
+    """Each label's JSON fields: `margin`, `evidence`, mostly `probe`; of patches `beside`, `ratio`, `repaired_…` and others.
 
     `beside` is the evidence by the powers of labels beside a known backdoor; `ratio` and the last one are there for some
     labels. Both kinds of evidence are without the patches' transfers, which `report` counts. None where no evidence decides.
@@ -196,7 +196,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     warnings = warnings_of(examination, tuned, evidence, patches=masks is not None)
     labels = {}
     factors = evidence[0] if evidence else ()
-    probed, foreign = "probe" in factors, "foreign" in factors
+    probed, foreign, coloured = (name in factors for name in ("probe", "foreign", "colours"))
     enough = convicting(settings, len(found["asr"]), factors, filters=masks is None)
     priced = evidence is not None and "free" in found
     led = priced and probed
@@ -245,10 +245,12 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
               + (f"probe: how much more surely {plain_patches.NAME} lead to the label than on the tuned models\n" if priced
                  else f"probe: how surely {photo_filters.NAME} lead to it in images that tuned models recognise\n") * probed
               + "foreign: how unlike the label's own images these drive it, as a multiple of the median label's\n" * foreign
+              + "colours: 1 − how much more these have the colours of the label's own images than of others'\n" * coloured
               + "exclusive: 1 + the median label's largest transfer − the label's\n" * priced
               + "lead: how far the label, with those that have more, is ahead of the next ones\n" * led
               + f"infected from an evidence of {enough:.2f} up: " + ("ratio × √margin" if priced else "margin")
-              + (" × (1 + (probe^1.5 − 1) × foreign)" if foreign else (" × probe" + "^1.5" * priced) * probed)
+              + (" × (1 + (probe^1.5 − 1)" + " × foreign" * foreign + " × colours" * coloured + ")" if foreign or coloured
+                 else (" × probe" + "^1.5" * priced) * probed)
               + " × exclusive" * priced + " × lead" * led
               + "; or where the matrix surely reaches the label and transfers nowhere" * (not priced))
         if any("own" in row for row in labels.values()):
@@ -284,12 +286,12 @@ def _costs(found):
 
 
 def _table(labels, infected):
-    sized, priced, probed, foreign, led, weighed, beside = (
+    sized, priced, probed, foreign, coloured, led, weighed, beside = (
         any(name in row for row in labels.values())
-        for name in ("mask_size", "cost", "probe", "foreign", "lead", "evidence", "own"))
+        for name in ("mask_size", "cost", "probe", "foreign", "colours", "lead", "evidence", "own"))
     lines = ["label    ASR" + ("   mask  kept" if sized else " entropy") + "  " + "".join(f"{name:>6}" for name in HELD_OUT)
              + "   cost control   free control  ratio" * priced + " margin" * weighed + "  probe" * probed
-             + " foreign" * foreign + " exclusive" * priced + "  lead" * led
+             + " foreign" * foreign + " colours" * coloured + " exclusive" * priced + "  lead" * led
              + " evidence" * weighed + "      own" * beside + "  decision"]
     for label, row in labels.items():
         line = f"{label:>5} {row['asr']:6.2f}"
@@ -301,6 +303,7 @@ def _table(labels, infected):
                                for name in HELD_OUT)
         columns = ((("cost", 7), ("control", 8), ("free_cost", 7), ("free_control", 8), ("ratio", 7)) * priced
                    + (("margin", 7),) * weighed + (("probe", 7),) * probed + (("foreign", 8),) * foreign
+                   + (("colours", 8),) * coloured
                    + (("exclusive", 10),) * priced + (("lead", 6),) * led + (("evidence", 9),) * weighed
                    + (("own", 9),) * beside)
         for name, width in columns:

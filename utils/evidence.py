@@ -2,7 +2,8 @@
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
 (utils/probes.py) of large and of forgiving ones, and of filters; foreignness (utils/foreignness.py) of triggers that
-look like none of the label's images; the margin (utils/margins.py) of all; the transfer (paper IV-E) of patches that
+look like none of the label's images, less where they have its colours (utils/own_colours.py); the margin
+(utils/margins.py) of all; the transfer (paper IV-E) of patches that
 clean variants answer to as well; the lead of labels that are far ahead of all others. What moves one of these on a clean
 label hardly moves the others, so that their product sets targets apart where each alone does not (results/README.md). A
 price that was not measured, or that there is none of, as of filters, counts as 1.
@@ -14,6 +15,7 @@ import numpy as np
 
 from utils.foreignness import foreignness
 from utils.margins import enough_relearned, margin_ratios
+from utils.own_colours import colours_factor
 from utils.probes import probe_ratios
 from utils.tuning import SUBSETS, TAUGHT
 
@@ -29,15 +31,16 @@ BESIDE, KEPT = {"margin": 1 / 2, "probe": 1.0}, {"margin": 1.0, "probe": 1.0, "t
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
 # Of what convicts alone, to be had and to be kept by labels beside another's backdoor: unlearning that one weakens a second.
-SECOND_HAS, SECOND_KEEPS = 0.59, 0.23
+SECOND_HAS, SECOND_KEEPS = 0.63, 0.25
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
 def factors_of(tuned, accuracy, filters=None):
-    """What tells, beside its price, how surely each label is reached: `margin`, `probe` and `foreign`, L each.
+    """What tells, beside its price, how surely each label is reached: `margin`, `probe`, `foreign` and `colours`, L each.
 
-    The last one is of patches alone, on networks whose features are known (utils/foreignness.py). Where too few tuned models
+    The last two are of patches alone, `foreign` on networks whose features are known (utils/foreignness.py), `colours` in
+    images that have some (utils/own_colours.py). Where too few tuned models
     know the labels, margins are ones and there is nothing else. tuned: arrays of pnnir.h5, whose probes are plain patches;
     accuracy: clean accuracy of the examined model; filters: arrays of potential_triggers_feature_space.h5, whose probes are
     taken instead. Raises UserError where either was left out.
@@ -45,18 +48,21 @@ def factors_of(tuned, accuracy, filters=None):
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
     if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
         return {"margin": np.ones_like(factors["margin"])}
-    if filters is None and "likeness" in tuned["examined"]:
-        factors["foreign"] = foreignness(tuned)
+    if filters is None:
+        if "likeness" in tuned["examined"]:
+            factors["foreign"] = foreignness(tuned)
+        if "own_colours" in tuned["examined"]:
+            factors["colours"] = colours_factor(tuned)
     return factors
 
 
 def sureness_of(factors, margin=1.0, probe=1.0, trust=1.0):
     """Margin × probe of every label, L, each to its power; margin alone where probes do not count.
 
-    What the probe, to its power, is over 1 counts as many times as the label is foreign: patches that lead nowhere may be
-    like nothing. trust: the power of that whole factor.
+    What the probe, to its power, is over 1 counts as many times as the label is foreign, in colours, too: patches that lead
+    nowhere may be like nothing. trust: the power of that whole factor.
     """
-    lifted = 1 + (factors.get("probe", 1) ** probe - 1) * factors.get("foreign", 1)
+    lifted = 1 + (factors.get("probe", 1) ** probe - 1) * factors.get("foreign", 1) * factors.get("colours", 1)
     return factors["margin"].astype(float) ** margin * lifted ** trust
 
 

@@ -21,6 +21,7 @@ from utils.evidence import (BESIDE, KEPT, MOST_EXCLUSIVE, PATCHES, convicting, e
 from utils.examination import classifier, set_weights, weights_of
 from utils.foreignness import likeness
 from utils.margins import margin_meter
+from utils.own_colours import own_colours
 from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
@@ -98,6 +99,7 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
         repaired |= search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes",
                                   known=tuned["examined"]["probes"])
         repaired |= likeness(examination, network, repaired["probes"])
+        repaired |= own_colours(examination, repaired["probes"])
 
     controls = arrays["free_controls"]
     spread = spread_of(cheapest_first(controls["label"], arrays["free"]))
