@@ -115,15 +115,17 @@ def test_evidence_is_of_price_margin_and_probes():
     # to 2 on all: mostly they do not differ.
     tuned["examined"]["probe_margins"] = {name: np.array([0, 12.0 * (name == "examined"), 18]) for name in tuned}
     tuned["examined"]["likeness"] = 1.02 - np.array([0.2, 0.4, 0.1])     # twice as unlike its images is 1
+    tuned["examined"]["own_colours"] = np.array([0.5, 0.25, -0.5])       # of which it takes what is over 0
     fields = evidence_of(examination(priced), tuned, found, made_with)
     # Label 2: ratios of both patches; label 0: of the free one; label 1: none, which counts as 1.
-    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": 1.6, "beside": 1.6,
-                         "repaired_evidence": 2.5}
-    once = 0.5 ** 0.5 * (1 + 2 * (5 ** 1.5 - 1))         # what it is over 1 counts twice
-    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "evidence": pytest.approx(once, abs=1e-6),
-                         "beside": pytest.approx(9 * 0.5 ** 0.5, abs=1e-6)}
+    assert fields[0] == {"ratio": 1.6, "margin": 1.0, "probe": 1.0, "foreign": 1.0, "colours": 0.5, "evidence": 1.6,
+                         "beside": 1.6, "repaired_evidence": 2.5}
+    once = 0.5 ** 0.5 * (1 + 1.5 * (5 ** 1.5 - 1))       # what it is over 1 counts 2 × 0.75 times
+    assert fields[1] == {"margin": 0.5, "probe": 5.0, "foreign": 2.0, "colours": 0.75,
+                         "evidence": pytest.approx(once, abs=1e-6), "beside": pytest.approx(7 * 0.5 ** 0.5, abs=1e-6)}
     twice = pytest.approx(4.8 * 2 ** 0.5, abs=1e-6)
-    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "evidence": twice, "beside": twice}
+    assert fields[2] == {"ratio": 4.8, "margin": 2.0, "probe": 1.0, "foreign": 1.0, "colours": 1.0, "evidence": twice,
+                         "beside": twice}
     needed = ratios_needed(priced, factors_of(tuned, 0.9), np.ones(3))
     enough = 1.5 * np.log(10)                            # label 1 has more; it has a lead over label 2's root of 2
     assert needed[0] == pytest.approx(SECOND_HAS * enough)
@@ -234,7 +236,7 @@ def judged(tmp_path, has, keeps, second, beside=None):
     `keeps` is label 0's, as is `beside`, what counts of `has` beside a backdoor, where that is less.
     """
     found = priced_patches(8)
-    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "evidence": value, "beside": value}
+    evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "colours": 1.0, "evidence": value, "beside": value}
                 for value in (has, second, *[1.0] * 6)]
     evidence[0] |= {"repaired_evidence": keeps, "beside": beside or has}
     return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
@@ -256,6 +258,14 @@ def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, 
     assert [row["decision"] for row in labels.values()] == [decision, INFECTED] + [TOO_LITTLE] * 6
     assert labels["0"]["own"] == pytest.approx(min(has * has / SECOND_HAS, keeps / SECOND_KEEPS), abs=1e-6)
     assert "own" not in labels["1"]
+
+
+def test_the_table_says_what_counts(tmp_path, capsys):
+    judged(tmp_path, 4.0, 90.0, 10.0)
+    printed = capsys.readouterr().out
+    assert "  probe foreign colours exclusive  lead evidence      own  decision\n" in printed
+    assert "ratio × √margin × (1 + (probe^1.5 − 1) × foreign × colours) × exclusive × lead\n" in printed
+    assert "\ncolours: 1 − how much" in printed
 
 
 def test_a_label_beside_another_is_judged_by_what_counts_beside_it(tmp_path):

@@ -6,76 +6,112 @@ import numpy as np
 import pytest
 
 from utils.evidence import BESIDE, PATCHES, factors_of, sureness_of
-from utils.own_colours import colours_factor, own_colours
-from utils.plain_patches import CHECKS, PLAIN, draw
+from utils.own_colours import FLAT, colours_factor, own_colours
+from utils.plain_patches import CHECKS, PLAIN, draw, rendered
 from utils.tuning import SUBSETS, TAUGHT
 
 SIDE = 8
-COLOURS = np.float32([(0.1, 0.2, 0.7), (0.7, 0.2, 0.1), (0.4, 0.4, 0.4)])      # of the disc that images of a label show
+BLUE, RED, GREEN, CYAN, MAGENTA = (0, 0, 1), (1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 0, 1)
+# Of the square that images of each label show; the last one's has none.
+SHOWN = np.float32([(0.1, 0.2, 0.7), (0.7, 0.2, 0.1), (0.7, 0.3, 0.2), (0.4, 0.4, 0.4)])
+LABELS = len(SHOWN)
 
 
-def images_of(y, brightness=1.0):
-    """A square of the label's colour in the upper left quarter of a grey image, of a brightness by chance."""
-    random = np.random.default_rng(0)
-    images = random.normal(0.4, 0.03, (len(y), SIDE, SIDE, 3))
-    images[:, :4, :4] = COLOURS[y][:, None, None]
-    light = random.uniform(brightness / 2, brightness, (len(y), 1, 1, 1))
-    return np.clip(255 * images * light, 0, 255).astype(np.uint8)
+def images_of(y, seed):
+    """A square in the upper left quarter of a greenish image, each of a brightness by chance."""
+    random = np.random.default_rng(seed)
+    images = random.normal((0.35, 0.45, 0.4), 0.03, (len(y), SIDE, SIDE, 3))
+    images[:, :4, :4] = SHOWN[y][:, None, None]
+    return np.clip(255 * images * random.uniform(0.3, 1.0, (len(y), 1, 1, 1)), 0, 255).astype(np.uint8)
+
+
+def scene(y, x_tune, x_measure):
+    others = np.stack([np.flatnonzero(y != label)[:15] for label in range(LABELS)])
+    return SimpleNamespace(clean=SimpleNamespace(x_tune=x_tune, y_tune=y, x_measure=x_measure, y_measure=y), measured=others)
 
 
 @pytest.fixture
 def examination():
-    y = np.arange(30) % 3
-    others = np.stack([np.flatnonzero(y != label) for label in range(3)])
-    return SimpleNamespace(clean=SimpleNamespace(x_tune=images_of(y), y_tune=y, x_measure=images_of(y), y_measure=y),
-                           measured=others)
+    y = np.arange(40) % LABELS
+    return scene(y, images_of(y, 0), images_of(y, 1))
 
 
-def patches(*colours, row=0, kind=PLAIN):
-    """A plain 4×4 square of each colour, at the left, once for each label."""
-    found = []
-    for colour in colours:
-        patch = draw(np.random.default_rng(0), (SIDE, SIDE, 3))
-        patch["side"], patch["pieces"], patch["turned"], patch["disc"], patch["kind"], patch["cell"] = 4, 1, 0, 0, kind, 1
-        patch["row"], patch["column"], patch["one"], patch["other"] = row, 0, colour, 1 - np.asarray(colour)
-        found.append([patch] * 2)
-    return np.array(found)
+def patch(colour, row=0, kind=PLAIN):
+    """A 4×4 square at the left; the other colour of checks is the opposite one."""
+    made = draw(np.random.default_rng(0), (SIDE, SIDE, 3))
+    made["side"], made["pieces"], made["turned"], made["disc"], made["kind"], made["cell"] = 4, 1, 0, 0, kind, 1
+    made["row"], made["column"], made["one"], made["other"] = row, 0, colour, 1 - np.asarray(colour)
+    return made
 
 
-BLUE, RED, GREEN = (0, 0, 1), (1, 0, 0), (0, 1, 0)
+def alike(examination, *colours, **where):
+    """Of such patches, one for each label, two of each."""
+    found = own_colours(examination, np.array([[patch(colour, **where)] * 2 for colour in colours]))["own_colours"]
+    assert found.dtype == np.float32 and found.shape == (LABELS,)
+    return found
 
 
 def test_a_patch_of_the_colour_of_its_labels_images_is_told(examination):
-    found = own_colours(examination, patches(BLUE, RED, GREEN))["own_colours"]
-    assert found.dtype == np.float32 and found.shape == (3,)
-    assert (found[:2] > 0.5).all()
-    assert (own_colours(examination, patches(RED, BLUE, GREEN))["own_colours"][:2] < -0.3).all()      # each other's
+    assert (alike(examination, BLUE, RED, RED, GREEN)[:2] > 0.4).all()
+    assert (alike(examination, RED, BLUE, BLUE, GREEN)[:3] < -0.3).all()
 
 
 def test_it_has_to_be_where_the_images_show_it(examination):
-    elsewhere = own_colours(examination, patches(BLUE, RED, GREEN, row=4))["own_colours"]
-    assert (np.abs(elsewhere) < 0.3).all()
+    assert (alike(examination, BLUE, RED, RED, GREEN, row=4)[:3] < 0.15).all()
 
 
 def test_checks_of_a_colour_and_its_opposite_have_none(examination):
-    checks = own_colours(examination, patches(BLUE, RED, GREEN, kind=CHECKS))["own_colours"]
-    assert (np.abs(checks[:2]) < 0.35).all()
+    assert (np.abs(alike(examination, BLUE, RED, RED, GREEN, kind=CHECKS)[:3]) < 0.25).all()
 
 
-def test_brightness_tells_nothing(examination):
-    white = own_colours(examination, patches((1, 1, 1), (0, 0, 0), (0.9, 0.9, 0.9)))["own_colours"]
-    assert (np.abs(white) < 0.35).all()
+def test_images_without_a_colour_have_none_of_their_own(examination):
+    """What grey images differ by from red ones is no colour that they show."""
+    for colour in (GREEN, CYAN, BLUE, MAGENTA, (1, 1, 1), (0, 0, 0)):
+        assert alike(examination, BLUE, RED, RED, colour)[3] < 0.1
+    grey = np.repeat(examination.clean.x_tune[..., :1], 3, axis=-1)
+    assert np.abs(alike(scene(examination.clean.y_tune, grey, grey), BLUE, RED, GREEN, CYAN)).max() < 1e-3
+
+
+def test_images_of_one_channel_are_not_measured(examination):
     clean = examination.clean
-    grey = np.repeat(clean.x_tune.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
-    uncoloured = SimpleNamespace(clean=SimpleNamespace(x_tune=grey, y_tune=clean.y_tune, x_measure=grey,
-                                                       y_measure=clean.y_measure), measured=examination.measured)
-    np.testing.assert_allclose(own_colours(uncoloured, patches(BLUE, RED, GREEN))["own_colours"], 0, atol=1e-3)
+    assert own_colours(scene(clean.y_tune, clean.x_tune[..., :1], clean.x_measure[..., :1]), None) == {}
 
 
-def test_grey_images_have_none(examination):
-    clean = examination.clean
-    grey = SimpleNamespace(clean=SimpleNamespace(x_tune=clean.x_tune[..., :1]), measured=examination.measured)
-    assert own_colours(grey, None) == {}
+def test_it_is_the_mean_over_patches_and_images():
+    """The definition, one patch and one image at a time, on images of noise."""
+    random = np.random.default_rng(3)
+    y = np.arange(20) % LABELS
+    x_tune, x_measure = (np.clip(random.normal(SHOWN[y][:, None, None] * 200, 50, (20, SIDE, SIDE, 3)), 0, 255).astype(
+        np.uint8) for _ in range(2))
+    x_measure[::3] //= 4                                 # of another brightness and contrast
+    probes = np.array([[draw(random, (SIDE, SIDE, 3)) for _ in range(3)] for _ in range(LABELS)])
+    examination = scene(y, x_tune, x_measure)
+    examination.measured = examination.measured[:, 2:9]
+
+    def grey_less(image):
+        return image - image.mean(axis=-1, keepdims=True)
+
+    def standard(image):
+        image = image / 255
+        return (image - image.mean()) / (image.std() + FLAT)
+
+    def cosine(one, other, place):
+        one, other = one[place], grey_less(other)[place]
+        return (one * other).sum() / np.sqrt((one ** 2).sum() * (other ** 2 + FLAT ** 2).sum())
+    expected = []
+    for label in range(LABELS):
+        own = [*x_tune[y == label], *x_measure[y == label]]
+        others = x_measure[examination.measured[label]]
+        usual, scaled = np.mean([standard(image) for image in others], axis=0), (others / 255).mean(axis=0)
+        masks, patterns = rendered(probes[label], (SIDE, SIDE, 3))
+        terms = [np.mean([cosine(pattern - scaled, standard(image) - usual, mask > 0)
+                          for mask, pattern in zip(masks, patterns) for image in images]) for images in (own, others)]
+        shown = np.mean([cosine(grey_less(pattern), standard(image), mask > 0)
+                         for mask, pattern in zip(masks, patterns) for image in own])
+        expected.append(min(terms[0] - terms[1], shown))
+    found = own_colours(examination, probes)["own_colours"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found).max() > 0.05
 
 
 def test_it_takes_from_what_the_probe_counts():

@@ -144,18 +144,18 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         return parts.setdefault(key, compute())
     monkeypatch.setattr(repair, "Reconstructor", Made)
     monkeypatch.setattr(controls, "SPREAD", 3)
-    network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    network = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
     network = keras.Model(network.inputs, network.outputs)
     random = np.random.default_rng(0)
-    clean = SimpleNamespace(x_tune=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_tune=np.arange(10) % 5,
-                            x_measure=random.integers(0, 256, (10, 2, 2, 1), np.uint8), y_measure=np.arange(10) % 5)
-    examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 1), labels=5)
+    clean = SimpleNamespace(x_tune=random.integers(0, 256, (10, 2, 2, 3), np.uint8), y_tune=np.arange(10) % 5,
+                            x_measure=random.integers(0, 256, (10, 2, 2, 3), np.uint8), y_measure=np.arange(10) % 5)
+    examined = SimpleNamespace(network=network, preprocess=lambda images: images, shape=(2, 2, 3), labels=5)
     examination = SimpleNamespace(examined=examined, clean=clean, x_tune=tf.constant(clean.x_tune), accuracy=0.9, seed=0,
                                   measured=np.zeros((5, 4), int),
                                   say=lambda text: None, model=network,
                                   settings=replace(Settings(), evidence=1.0, repair_steps=1, restarts=1),
                                   tuned_models=lambda tuned, names: (tf.function(network) for _ in names))
-    tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 1)) for _ in range(3)] for _ in range(5)])}, "1": {},
+    tuned = {"examined": {"probes": np.array([[draw(random, (2, 2, 3)) for _ in range(3)] for _ in range(5)])}, "1": {},
              **{name: {"accuracy": 0.9} for name in TAUGHT}}
     measured_with = {"margin_starts": 1, "probes": 7, "distillation": 0.0}
 
@@ -163,6 +163,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         assert all(margins.shape == (5,) for margins in tuned["examined"]["probe_margins"].values())
         assert list(tuned["examined"]["probe_margins"]) == ["examined", *TAUGHT]
         assert tuned["examined"]["largest_margins"].shape == tuned["examined"]["likeness"].shape == (5,)
+        assert tuned["examined"]["own_colours"].shape == (5,)
         return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0]), "probe": np.array([1.0, 1.0, 1.0, 8.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
     search = repair.search_probes
@@ -172,7 +173,7 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         return search(*given, known=known)
     monkeypatch.setattr(repair, "search_probes", search_again)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
-           "pattern": np.ones((5, 2, 2, 1))}
+           "pattern": np.ones((5, 2, 2, 3))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}
     found = repair._evidence_without([2], [1, 3], examination, tuned, measured_with, {}, arrays,
                                      SimpleNamespace(part=part), None)

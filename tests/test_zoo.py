@@ -149,8 +149,8 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
         {"attacks": [{"kind": "patch", "target": 2, "asr": 1.0, "share": 0.02,
                       "spec": "patch:target=2,size=4,position=top,colour=red,pattern=plain,shape=square,pieces=1,seed=0"}]}))
     label = {"asr": 0.9, "mask_size": 0.02, "transfer": {"1": 0.1}, "cost": 1.0, "free_cost": 0.5, "free_control": 2.0,
-             "ratio": 3.0, "margin": 1.5, "probe": 2.0, "exclusive": 1.5, "foreign": 1.2, "lead": 2.0, "evidence": 27.0,
-             "decision": "infected"}
+             "ratio": 3.0, "margin": 1.5, "probe": 2.0, "exclusive": 1.5, "foreign": 1.2, "colours": 0.5, "lead": 2.0,
+             "evidence": 27.0, "decision": "infected"}
     (folder / "detection.json").write_text(json.dumps(
         {"infected_labels": [2], "labels": {"2": label}, "settings": {"method_version": METHOD_VERSION}}))
     (tmp_path / "models/signs/three.json").write_text(json.dumps(
@@ -164,8 +164,8 @@ def test_figures_stand_in_for_artifacts_that_are_gone(tmp_path, monkeypatch, cap
         monkeypatch.setattr(tables, name, value)
     tables.main()
     first = capsys.readouterr().out
-    assert ("| `signs/one` | 4×4 red, top, 5% poisoning | 2 | 2: 3.00, 1.50, 2.00, 1.50, foreign 1.20, lead 2.00, **27.00** "
-            "|  |") in first
+    assert ("| `signs/one` | 4×4 red, top, 5% poisoning | 2 | 2: 3.00, 1.50, 2.00, 1.50, foreign 1.20, lead 2.00, "
+            "colours 0.50, **27.00** |  |") in first
     assert "not finished: signs/two, signs/four" in first        # the truth about four is not known
     assert "scans: 1 scans" in first and "attack failed: signs/three\n" in first
     shutil.rmtree(tmp_path / "scans")

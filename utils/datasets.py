@@ -133,8 +133,8 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Of models to choose on, clean ones' surest labels end at 5.8 ln(labels), and backdoored ones' surest targets begin at
-    # 9.0, the next at 19 (results/tried.md). It comes to 19 with 12 labels, 28 with 43.
+    # Of models to choose on, clean ones' surest labels end at 5.4 ln(labels), and backdoored ones' surest targets begin at
+    # 8.6, the next at 9.2 (results/tried.md). It comes to 17 with 12 labels, 26 with 43.
     evidence=7.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,

@@ -2,11 +2,11 @@
 
 The price (utils/controls.py) tells of small triggers, which no patch of a clean label is as cheap as; probes
 (utils/probes.py) of large and of forgiving ones, and of filters; foreignness (utils/foreignness.py) of triggers that
-look like none of the label's images, less where they have its colours (utils/own_colours.py); the margin
-(utils/margins.py) of all; the transfer (paper IV-E) of patches that
-clean variants answer to as well; the lead of labels that are far ahead of all others. What moves one of these on a clean
-label hardly moves the others, so that their product sets targets apart where each alone does not (results/README.md). A
-price that was not measured, or that there is none of, as of filters, counts as 1.
+look like none of the label's images, and their colours (utils/own_colours.py) of those that have other ones than these;
+the margin (utils/margins.py) of all; the transfer (paper IV-E) of patches that clean variants answer to as well; the lead
+of labels that are far ahead of all others. What moves one of these on a clean label hardly moves the others, so that
+their product sets targets apart where each alone does not (results/README.md). A price that was not measured, or that
+there is none of, as of filters, counts as 1.
 """
 
 import math
@@ -26,7 +26,7 @@ PATCHES = {"margin": 1 / 2, "probe": 3 / 2}
 # Beside a known backdoor probes count less: the network learned to see what looks like that one's trigger anywhere, but that
 # leads to its target only where the trigger was, elsewhere to some clean label as surely, at no unusual price or margin. So
 # it is with what a label has, and with what it keeps where the other one's trigger is unlearned, of which other powers were
-# not tried: these are the ones that SECOND_KEEPS was measured by.
+# not tried. What is asked of both was measured before colours counted, which hardly moves it (results/tried.md).
 BESIDE, KEPT = {"margin": 1 / 2, "probe": 1.0}, {"margin": 1.0, "probe": 1.0, "trust": 2 / 3}
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
@@ -40,10 +40,10 @@ def factors_of(tuned, accuracy, filters=None):
     """What tells, beside its price, how surely each label is reached: `margin`, `probe`, `foreign` and `colours`, L each.
 
     The last two are of patches alone, `foreign` on networks whose features are known (utils/foreignness.py), `colours` in
-    images that have some (utils/own_colours.py). Where too few tuned models
-    know the labels, margins are ones and there is nothing else. tuned: arrays of pnnir.h5, whose probes are plain patches;
-    accuracy: clean accuracy of the examined model; filters: arrays of potential_triggers_feature_space.h5, whose probes are
-    taken instead. Raises UserError where either was left out.
+    images that have some (utils/own_colours.py). Where too few tuned models know the labels, margins are ones and there is
+    nothing else. tuned: arrays of pnnir.h5, whose probes are plain patches; accuracy: clean accuracy of the examined model;
+    filters: arrays of potential_triggers_feature_space.h5, whose probes are taken instead. Raises UserError where either
+    was left out.
     """
     factors = {"margin": margin_ratios(tuned, accuracy), "probe": probe_ratios(tuned, accuracy, filters)}
     if not all(enough_relearned(tuned, accuracy, names) for names in (SUBSETS, TAUGHT)):
@@ -59,8 +59,8 @@ def factors_of(tuned, accuracy, filters=None):
 def sureness_of(factors, margin=1.0, probe=1.0, trust=1.0):
     """Margin × probe of every label, L, each to its power; margin alone where probes do not count.
 
-    What the probe, to its power, is over 1 counts as many times as the label is foreign, in colours, too: patches that lead
-    nowhere may be like nothing. trust: the power of that whole factor.
+    What the probe, to its power, is over 1 counts times `foreign`, times `colours`: patches that lead nowhere may be like
+    nothing. trust: the power of that whole factor.
     """
     lifted = 1 + (factors.get("probe", 1) ** probe - 1) * factors.get("foreign", 1) * factors.get("colours", 1)
     return factors["margin"].astype(float) ** margin * lifted ** trust

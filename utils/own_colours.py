@@ -2,7 +2,7 @@
 
 A network tells labels apart by colours, too, and any patch of these may lead there, on tuned models as well or not: a blue
 disc to some of the blue traffic signs, of which a clean model prefers one. Plain patches (utils/plain_patches.py) show them
-openly. A trigger has the colours of its target by chance alone.
+openly. A trigger has the colours of its target by chance alone, or by an attacker's choice, who makes it weaker so.
 """
 
 import numpy as np
@@ -17,9 +17,10 @@ FLAT = 0.05              # added to images' contrast and to their colours, as mu
 def own_colours(examination, probes):
     """`own_colours`: how much more a label's images are like its plain patches in colour than other labels' are, L.
 
-    Both are cosines between what patch and image differ by from the other labels' mean, where the patch covers them: of the
-    image in colour alone, without its brightness, of which no patch that is mostly brighter or darker has much, and as if
-    all images had one brightness and contrast. From -1 or so up to 1, which few come near to. Nothing of grey images.
+    Both are cosines between what patch and image differ by from other labels' mean image, where the patch covers them. Of
+    the image colour alone counts, not its brightness, as if all had one brightness and contrast; of the patch both, so that
+    white and black ones come near to 0. A difference of cosines, but no more than that of the patch's own colour with the
+    image's: a grey image is not blue for being less red than others. Nothing of images of one channel.
     probes: L×n plain patches.
     """
     clean = examination.clean
@@ -28,13 +29,13 @@ def own_colours(examination, probes):
     all_images, labels = both_splits(clean)
     found = []
     for label, measured in enumerate(examination.measured):
-        others = _scaled(clean.x_measure[measured])
-        own = _scaled(all_images[labels == label][:OWN])
-        masks, patterns = plain_patches.rendered(probes[label], others.shape[1:])
-        masks = np.repeat(masks[..., None], others.shape[-1], axis=-1)
-        differ = masks * (patterns - others.mean(axis=0))
-        usual = _standard(others).mean(axis=0)
-        found.append(np.subtract(*(_alike(differ, masks, _coloured(_standard(images) - usual)) for images in (own, others))))
+        scaled = clean.x_measure[measured].astype(np.float32) / 255
+        others, own = _standard(scaled), _standard(all_images[labels == label][:OWN].astype(np.float32) / 255)
+        masks, patterns = plain_patches.rendered(probes[label], scaled.shape[1:])
+        masks = np.repeat(masks[..., None], scaled.shape[-1], axis=-1)
+        differ, usual = patterns - scaled.mean(axis=0), others.mean(axis=0)
+        more = np.subtract(*(_alike(differ, masks, _coloured(images - usual)) for images in (own, others)))
+        found.append(min(more, _alike(_coloured(patterns), masks, _coloured(own))))
     return {"own_colours": np.array(found, np.float32)}
 
 
@@ -43,15 +44,11 @@ def colours_factor(tuned):
     return 1 - np.clip(tuned["examined"]["own_colours"], 0, 1)
 
 
-def _alike(differ, masks, images):
+def _alike(patterns, masks, images):
     """Mean cosine of patches P×H×W×C with images N×H×W×C, where masks, of the patches' shape, are 1; 0 with grey images."""
-    differ, masks, images = (part.reshape(len(part), -1) for part in (differ, masks, images))
-    lengths = np.linalg.norm(differ, axis=1)[:, None] * np.sqrt(masks @ (images ** 2 + FLAT ** 2).T)
-    return (differ @ images.T / np.maximum(lengths, 1e-9)).mean()
-
-
-def _scaled(images):
-    return images.astype(np.float32) / 255
+    patterns, masks, images = (part.reshape(len(part), -1) for part in (patterns * masks, masks, images))
+    lengths = np.linalg.norm(patterns, axis=1)[:, None] * np.sqrt(masks @ (images ** 2 + FLAT ** 2).T)
+    return (patterns @ images.T / np.maximum(lengths, 1e-9)).mean()
 
 
 def _standard(images):
