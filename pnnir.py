@@ -39,12 +39,10 @@ PROBES: int | None = None                # random plain patches from which each 
                                          # will do for filters, but not for patches under SETTINGS default
 configure(globals())
 
-from utils import plain_patches, transfer  # TensorFlow loads after the flags were read
+from utils import transfer  # TensorFlow loads after the flags were read
+from utils.evidence import search_plain_patches
 from utils.examination import examinations, set_weights, weights_of
-from utils.foreignness import likeness
 from utils.margins import margin_meter
-from utils.own_colours import own_colours
-from utils.probes import search_probes
 from utils.topology import block_layers
 from utils.tuning import SUBSETS, TAUGHT, Tuner
 
@@ -79,10 +77,8 @@ def main():
                 examination.say(f"tuned model {name}: clean accuracy {float(tuned[name]['accuracy']):.1%}")
             set_weights(examined.network, original)
             if settings.probes:
-                tuned["examined"] |= search_probes(
-                    examination, examination.model, tuned, plain_patches, settings.probes, stage)
-                tuned["examined"] |= likeness(examination, examined.network, tuned["examined"]["probes"])
-                tuned["examined"] |= own_colours(examination, tuned["examined"]["probes"])
+                tuned["examined"] |= search_plain_patches(
+                    examination, examined.network, examination.model, tuned, settings.probes, stage)
             stage.finish(tuned)
             examination.say(f"wrote {stage.path}")
 

@@ -166,12 +166,12 @@ def test_evidence_on_a_repaired_model_is_against_what_is_usual_on_it(monkeypatch
         assert tuned["examined"]["own_colours"].shape == (5,)
         return {"margin": np.array([1.0, 2.0, 1.0, 3.0, 1.0]), "probe": np.array([1.0, 1.0, 1.0, 8.0, 1.0])}
     monkeypatch.setattr(repair, "factors_of", factors)
-    search = repair.search_probes
+    search = repair.search_plain_patches
 
     def search_again(*given, known):
         np.testing.assert_array_equal(known, tuned["examined"]["probes"])
         return search(*given, known=known)
-    monkeypatch.setattr(repair, "search_probes", search_again)
+    monkeypatch.setattr(repair, "search_plain_patches", search_again)
     own = {"label": np.arange(5), "cost": np.array([5.0, 4.0, 1.0, 2.0, 3.0]), "mask": np.ones((5, 2, 2)),
            "pattern": np.ones((5, 2, 2, 3))}
     arrays = own | {"free": own, "free_controls": {"label": np.array([4, 0, 1, 2]), "cost": np.full((4, 1), 4.0)}}

@@ -13,10 +13,11 @@ import math
 
 import numpy as np
 
-from utils.foreignness import foreignness
+from utils import plain_patches
+from utils.foreignness import foreignness, likeness
 from utils.margins import enough_relearned, margin_ratios
-from utils.own_colours import colours_factor
-from utils.probes import probe_ratios
+from utils.own_colours import colours_factor, own_colours
+from utils.probes import probe_ratios, search_probes
 from utils.tuning import SUBSETS, TAUGHT
 
 # Powers of patches' factors. The largest margins of clean labels differ most by luck, while of targets that price and margin
@@ -34,6 +35,16 @@ LEADERS = 4              # one of so many labels may lead, as targets of backdoo
 SECOND_HAS, SECOND_KEEPS = 0.63, 0.25
 FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
+
+
+def search_plain_patches(examination, network, model, tuned, count, stage, name="probes", known=None):
+    """All that `factors_of` takes of plain patches: those of `search_probes`, `likeness` and `own_colours` of them.
+
+    network, model: the examined one or a repaired one, and its function from images in [0, 1] to logits; the others are as
+    for `utils.probes.search_probes`.
+    """
+    found = search_probes(examination, model, tuned, plain_patches, count, stage, name, known)
+    return found | likeness(examination, network, found["probes"]) | own_colours(examination, found["probes"])
 
 
 def factors_of(tuned, accuracy, filters=None):

@@ -16,13 +16,10 @@ import tensorflow as tf
 from utils import plain_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import (BESIDE, KEPT, MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own, sureness_of,
-                            weighed, with_lead)
+from utils.evidence import (BESIDE, KEPT, MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own,
+                            search_plain_patches, sureness_of, weighed, with_lead)
 from utils.examination import classifier, set_weights, weights_of
-from utils.foreignness import likeness
 from utils.margins import margin_meter
-from utils.own_colours import own_colours
-from utils.probes import search_probes
 from utils.reconstruction import PatchTrigger, Reconstructor
 from utils.tuning import Trainer, reset_random_layers
 
@@ -96,10 +93,8 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     set_weights(network, repaired["weights"])
     if made_with["probes"]:
         # Those of the examined model are tried again: what still works is not found worse for another search.
-        repaired |= search_probes(examination, model, tuned, plain_patches, made_with["probes"], stage, f"{name}-probes",
-                                  known=tuned["examined"]["probes"])
-        repaired |= likeness(examination, network, repaired["probes"])
-        repaired |= own_colours(examination, repaired["probes"])
+        repaired |= search_plain_patches(examination, network, model, tuned, made_with["probes"], stage, f"{name}-probes",
+                                         known=tuned["examined"]["probes"])
 
     controls = arrays["free_controls"]
     spread = spread_of(cheapest_first(controls["label"], arrays["free"]))
