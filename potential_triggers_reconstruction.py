@@ -45,7 +45,7 @@ configure(globals())
 from utils import pictures  # TensorFlow loads after the flags were read
 from utils.controls import measure_controls
 from utils.detection import measure_transfers, transfers_that_count
-from utils.evidence import exclusiveness, factors_of, ratios_needed
+from utils.evidence import exclusiveness, factors_of, ratios_needed, trace_patches, with_traced
 from utils.examination import examinations
 from utils.reconstruction import reconstruct_patches
 from utils.repair import repaired_evidence
@@ -66,6 +66,9 @@ def main():
             models = examination.models(tuned, ["examined/123", *controls])
             arrays = reconstruct_patches(examination, models, stage, LABELS_AT_ONCE)
             if controls:
+                if "probes" in tuned["examined"]:
+                    arrays |= trace_patches(examination, tuned, arrays, stage)
+                    tuned = with_traced(tuned, arrays.get("traced"), examination.accuracy)
                 first = stage.part("first-transfers", lambda: {"transfer": measure_transfers(examination, tuned, arrays)})
                 exclusive = exclusiveness(transfers_that_count(examination, tuned, first["transfer"]))
                 needed = ratios_needed(examination.settings, factors_of(tuned, examination.accuracy), exclusive)

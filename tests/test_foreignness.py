@@ -8,7 +8,7 @@ import pytest
 
 from utils.config import UserError
 from utils.foreignness import LEAST, MOST, foreignness, likeness
-from utils.plain_patches import PLAIN, draw
+from utils.plain_patches import PLAIN, draw, rendered
 from utils.topology import last_features
 
 SIDE = 4                 # of a quadrant
@@ -35,6 +35,10 @@ def white(quadrant):
 HIDDEN = np.array([white(3), white(1), white(2)])        # of a backdoor of label 0
 
 
+def shown(probes):
+    return lambda label: rendered(probes[label], (2 * SIDE, 2 * SIDE, 1))
+
+
 def network_of(kernel):
     """Its features are the brightness of the quadrants, in order; kernel: 4×labels."""
     images = keras.Input((2 * SIDE, 2 * SIDE, 1))
@@ -56,26 +60,26 @@ def examination():
 def test_patches_that_do_not_drive_what_own_images_drive_are_foreign(examination):
     # The last quadrant, bright in no image, leads to label 0 as its first one does: a backdoor.
     network = network_of(np.float32([[2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]]))
-    hidden = likeness(examination, network, HIDDEN)["likeness"]
+    hidden = likeness(examination, network, shown(HIDDEN))["likeness"]
     assert hidden.dtype == np.float32 and hidden.shape == (3,)
     assert hidden[0] < 0.1 and (hidden[1:] > 0.95).all()
-    clean = likeness(examination, network, np.array([white(0), white(1), white(2)]))["likeness"]
+    clean = likeness(examination, network, shown(np.array([white(0), white(1), white(2)])))["likeness"]
     assert (clean > 0.95).all()
     assert foreignness({"examined": {"likeness": hidden}})[0] == MOST
     # The nearest images count, not all of them: two bright in the last quadrant as well explain the patch.
     examination.clean.x_tune[[0, 3], SIDE:, SIDE:] = 160
-    assert likeness(examination, network, HIDDEN)["likeness"][0] > hidden[0] + 0.3
+    assert likeness(examination, network, shown(HIDDEN))["likeness"][0] > hidden[0] + 0.3
 
 
 def test_a_network_without_a_dense_end_tells_nothing(examination):
     images = keras.Input((2 * SIDE, 2 * SIDE, 1))
     network = keras.Model(images, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 1)(images)))
-    assert likeness(examination, network, HIDDEN) == {}
+    assert likeness(examination, network, shown(HIDDEN)) == {}
 
 
 def test_features_that_are_no_numbers_are_refused(examination):
     with pytest.raises(UserError, match="NaN or infinite features"):
-        likeness(examination, network_of(np.full((4, 3), np.nan, np.float32)), HIDDEN)
+        likeness(examination, network_of(np.full((4, 3), np.nan, np.float32)), shown(HIDDEN))
 
 
 def test_features_are_those_before_the_last_layer_with_weights():

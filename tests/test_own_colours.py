@@ -46,7 +46,8 @@ def patch(colour, row=0, kind=PLAIN):
 
 def alike(examination, *colours, **where):
     """Of such patches, one for each label, two of each."""
-    found = own_colours(examination, np.array([[patch(colour, **where)] * 2 for colour in colours]))["own_colours"]
+    patches = np.array([[patch(colour, **where)] * 2 for colour in colours])
+    found = own_colours(examination, lambda label: rendered(patches[label], (SIDE, SIDE, 3)))["own_colours"]
     assert found.dtype == np.float32 and found.shape == (LABELS,)
     return found
 
@@ -109,7 +110,7 @@ def test_it_is_the_mean_over_patches_and_images():
         shown = np.mean([cosine(grey_less(pattern), standard(image), mask > 0)
                          for mask, pattern in zip(masks, patterns) for image in own])
         expected.append(min(terms[0] - terms[1], shown))
-    found = own_colours(examination, probes)["own_colours"]
+    found = own_colours(examination, lambda label: rendered(probes[label], (SIDE, SIDE, 3)))["own_colours"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.abs(found).max() > 0.05
 

@@ -16,7 +16,7 @@ import numpy as np
 from utils.config import UserError
 from utils.files import new_hdf5
 
-METHOD_VERSION = 26      # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
+METHOD_VERSION = 27      # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
 
 
 class Stage:

@@ -16,7 +16,7 @@ from utils import photo_filters, plain_patches, transfer
 from utils.config import UserError
 from utils.controls import relative_ratios, typical
 from utils.evidence import (BESIDE, PATCHES, convicting, exclusiveness, factors_of, lead, own, sureness_of, weighed,
-                            with_lead)
+                            with_lead, with_traced)
 from utils.files import replacing
 from utils.margins import relearned
 from utils.reconstruction import COLLAPSED
@@ -123,6 +123,8 @@ def evidence_of(examination, tuned, found, made_with=None):
     if not settings.controls:
         raise UserError(f"{name.upper()} needs controls, margins and probes, which the settings paper and release do not "
                         f"make: take SETTINGS default, or leave {name.upper()} out")
+    if patches:
+        tuned = with_traced(tuned, found.get("traced"), examination.accuracy)
     factors = factors_of(tuned, examination.accuracy, filters=None if patches else found)
     if patches and (
             made_with.get("controls") != list(settings.controls)

@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 
-from utils import plain_patches
+from utils import plain_patches, traced_patches
 from utils.foreignness import foreignness, likeness
-from utils.margins import enough_relearned, margin_ratios
+from utils.margins import enough_relearned, margin_ratios, relearned
 from utils.own_colours import colours_factor, own_colours
-from utils.probes import probe_ratios, search_probes
+from utils.probes import excess, probe_ratios, search_probes
 from utils.tuning import SUBSETS, TAUGHT
 
 # Powers of patches' factors. The largest margins of clean labels differ most by luck, while of targets that price and margin
@@ -44,7 +44,49 @@ def search_plain_patches(examination, network, model, tuned, count, stage, name=
     for `utils.probes.search_probes`.
     """
     found = search_probes(examination, model, tuned, plain_patches, count, stage, name, known)
-    return found | likeness(examination, network, found["probes"]) | own_colours(examination, found["probes"])
+    return found | _what_is_known_of(examination, network, lambda label: plain_patches.rendered(
+        found["probes"][label], examination.examined.shape))
+
+
+def trace_patches(examination, tuned, arrays, stage):
+    """`traced`: the labels' patches traced, and all that `with_traced` takes of them. Arguments as for `traced_patches`."""
+    found = traced_patches.trace_patches(examination, tuned, examination.model, arrays, stage)
+    return {"traced": found | _traced(examination, examination.examined.network, found)} if found else {}
+
+
+def trace_again(examination, network, model, traced):
+    """`traced` as it is on a repaired model: the same patches, measured anew."""
+    margins = {"examined": traced_patches.mean_margins(examination, model, traced["patches"])}
+    return traced | {"probe_margins": traced["probe_margins"] | margins} | _traced(examination, network, traced)
+
+
+def _traced(examination, network, traced):
+    return _what_is_known_of(examination, network, lambda label: traced_patches.rendered(traced["patches"][label]))
+
+
+def _what_is_known_of(examination, network, patches):
+    return likeness(examination, network, patches) | own_colours(examination, patches)
+
+
+def with_traced(tuned, traced, accuracy):
+    """`tuned` with the figures of traced patches for the labels that they lead to more surely than those drawn, by `excess`.
+
+    tuned, accuracy: as for `factors_of`; traced: from `trace_patches` or `trace_again`, or none. `traced` among the examined
+    model's arrays tells which labels' they are, L booleans.
+    """
+    if not traced:
+        return tuned
+    examined, names = tuned["examined"], relearned(tuned, accuracy, plain_patches.AGAINST)
+    beyond, others = (excess(margins["examined"], np.mean([margins[name] for name in names], axis=0))
+                      for margins in (traced["probe_margins"], examined["probe_margins"]))
+    better = beyond > others
+
+    def merged(name):
+        return np.where(better, traced[name], examined[name])
+    figures = {name: merged(name) for name in ("likeness", "own_colours") if name in traced}
+    rows = {name: np.where(better, traced["probe_margins"][name], row) if name in traced["probe_margins"] else row
+            for name, row in examined["probe_margins"].items()}
+    return tuned | {"examined": examined | figures | {"probe_margins": rows, "traced": better}}
 
 
 def factors_of(tuned, accuracy, filters=None):

@@ -10,7 +10,7 @@ label's distance is held against the median label's.
 import numpy as np
 import tensorflow as tf
 
-from utils import plain_patches, transfer
+from utils import transfer, triggers
 from utils.clean_data import both_splits
 from utils.config import UserError
 from utils.examination import classifier
@@ -21,13 +21,14 @@ NEAREST = 31 / 32        # of a label's images, the quantile of likeness: the ve
 LEAST, MOST = 1.0, 4.0   # times the median label's distance, that count: labels of few images are far from these, too
 
 
-def likeness(examination, network, probes):
+def likeness(examination, network, patches):
     """`likeness`: how alike plain patches and the nearest of its own images drive each label, a cosine, L.
 
-    network: the examined model's or a repaired one; probes: L×n plain patches. What drives a label is what each feature adds
-    to its logit over the labels' mean, as far as it is above its own mean over all clean images: in images of other labels
-    that carry one of the label's patches, in their mean, and in every clean image of the label. Nothing of a network that
-    does not end in a dense layer. Raises UserError where features are NaN or infinite.
+    network: the examined model's or a repaired one; patches: function from a label to its plain patches, masks n×H×W and
+    patterns n×H×W×C. What drives a label is what each feature adds to its logit over the labels' mean, as far as it is above
+    its own mean over all clean images: in images of other labels that carry one of its patches, in their mean, and in every
+    clean image of the label. Nothing of a network that does not end in a dense layer. Raises UserError where features are
+    NaN or infinite.
     """
     clean = examination.clean
     if (last := last_features(network)) is None:
@@ -38,8 +39,9 @@ def likeness(examination, network, probes):
     seen = transfer.logits_of(features, all_images)
     usual, found = seen.mean(axis=0, dtype=float), []
     for label, images in enumerate(examination.measured):
-        images = np.resize(images, (probes.shape[1], max(1, len(images) // probes.shape[1])))
-        carrying = plain_patches.attached(clean.x_measure[images], probes[label])
+        masks, patterns = patches(label)
+        images = np.resize(images, (len(masks), max(1, len(images) // len(masks))))
+        carrying = triggers.attach_all(clean.x_measure[images], masks, patterns)
         carrying = transfer.logits_of(features, tf.reshape(carrying, (-1, *carrying.shape[2:])))
         driven, alone = (kernel[:, label] * np.maximum(one - usual, 0)
                          for one in (carrying.mean(axis=0, dtype=float), seen[labels == label]))

@@ -7,21 +7,20 @@ openly. A trigger has the colours of its target by chance alone, or by an attack
 
 import numpy as np
 
-from utils import plain_patches
 from utils.clean_data import both_splits
 
 OWN = 100                # of a label's images, so many at most
 FLAT = 0.05              # added to images' contrast and to their colours, as multiples of it: there are black and grey ones
 
 
-def own_colours(examination, probes):
+def own_colours(examination, patches):
     """`own_colours`: how much more a label's images are like its plain patches in colour than other labels' are, L.
 
     Both are cosines between what patch and image differ by from other labels' mean image, where the patch covers them. Of
     the image colour alone counts, not its brightness, as if all had one brightness and contrast; of the patch both, so that
     white and black ones come near to 0. A difference of cosines, but no more than that of the patch's own colour with the
     image's: a grey image is not blue for being less red than others. Nothing of images of one channel.
-    probes: L×n plain patches.
+    patches: function from a label to its plain patches, masks n×H×W and patterns n×H×W×C.
     """
     clean = examination.clean
     if clean.x_tune.shape[-1] == 1:
@@ -31,7 +30,7 @@ def own_colours(examination, probes):
     for label, measured in enumerate(examination.measured):
         scaled = clean.x_measure[measured].astype(np.float32) / 255
         others, own = _standard(scaled), _standard(all_images[labels == label][:OWN].astype(np.float32) / 255)
-        masks, patterns = plain_patches.rendered(probes[label], scaled.shape[1:])
+        masks, patterns = patches(label)
         masks = np.repeat(masks[..., None], scaled.shape[-1], axis=-1)
         differ, usual = patterns - scaled.mean(axis=0), others.mean(axis=0)
         more = np.subtract(*(_alike(differ, masks, _coloured(images - usual)) for images in (own, others)))

@@ -5,7 +5,6 @@ pieces, copies of one, as triggers are: each piece of such a trigger alone may d
 """
 
 import numpy as np
-import tensorflow as tf
 
 from utils import triggers
 from utils.tuning import TAUGHT
@@ -48,7 +47,7 @@ def vary(patch, random, shape):
     """A patch like another one: each of its properties stays or changes a little, or now and then altogether."""
     height, width, channels = shape
     shorter, new = min(height, width), patch.copy()
-    step = _pixel(shorter)
+    step = pixel(shorter)
     if random.random() < 0.2:
         new["pieces"] = np.clip(new["pieces"] + random.choice((-1, 1)), 1, PIECES)
     if random.random() < 0.1:
@@ -98,8 +97,7 @@ def places(patch, shape):
 
 def attached(images, patches):
     """Images that carry a patch each, float32 in [0, 1], P×n×H×W×C. images: the same without, uint8; patches: P."""
-    masks, patterns = rendered(patches, images.shape[2:])
-    return triggers.attach(tf.cast(images, tf.float32) / 255.0, masks[:, None, ..., None], patterns[:, None])
+    return triggers.attach_all(images, *rendered(patches, images.shape[2:]))
 
 
 def rendered(patches, shape):
@@ -132,9 +130,9 @@ def _side(share, pieces, shorter):
 
 
 def _cells(shorter):
-    return np.array(CELLS) * _pixel(shorter)
+    return np.array(CELLS) * pixel(shorter)
 
 
-def _pixel(shorter):
-    """How many pixels of the image count as one of a 32×32 image."""
+def pixel(shorter):
+    """How many pixels of an image, of so many along its shorter side, count as one of a 32×32 image."""
     return max(1, round(shorter / 32))

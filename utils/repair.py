@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from utils import plain_patches, transfer, triggers
+from utils import plain_patches, traced_patches, transfer, triggers
 from utils.controls import cheapest_first, cheapest_of_starts, lend_price, ratios_of, relative_ratios, spread_of, usual
 from utils.detection import measure_transfers, transfers_that_count
 from utils.evidence import (BESIDE, KEPT, MOST_EXCLUSIVE, PATCHES, convicting, exclusiveness, factors_of, own,
-                            search_plain_patches, sureness_of, weighed, with_lead)
+                            search_plain_patches, sureness_of, trace_again, weighed, with_lead, with_traced)
 from utils.examination import classifier, set_weights, weights_of
 from utils.margins import margin_meter
 from utils.reconstruction import PatchTrigger, Reconstructor
@@ -35,10 +35,10 @@ NEARLY = 0.9
 def repaired_evidence(examination, tuned, made_with, models, arrays, stage, labels_at_once=None):
     """The evidence, with leads, that labels keep where the surer ones' patches are unlearned, L; nan where none was asked.
 
-    tuned, made_with: arrays and settings of pnnir.h5; models: by name, from `examination.models`; arrays: from
-    `utils.controls.measure_controls`. The surest label that evidence convicts, or of those TIED with it the one of the most
-    evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of all those so far, the next one
-    that has and keeps enough.
+    tuned, made_with: arrays, from `with_traced`, and settings of pnnir.h5; models: by name, from `examination.models`;
+    arrays: from `utils.controls.measure_controls`, and `traced`. The surest label that evidence convicts, or of those TIED
+    with it the one of the most evidence to its transfer, is taken to be a backdoor's, as is, on the model repaired of all
+    those so far, the next one that has and keeps enough.
     """
     settings = examination.settings
     factors, ratios = factors_of(tuned, examination.accuracy), relative_ratios(arrays)
@@ -110,7 +110,10 @@ def _evidence_without(known, others, examination, tuned, made_with, models, arra
     if "controls" in arrays:
         measured["controls"] = _rows(arrays["controls"], others)
         cheapest_of_starts(paired, measured["controls"]["label"], reconstruct, examination.settings)
-    sureness = sureness_of(factors_of(tuned | {"examined": repaired}, examination.accuracy), **KEPT)
+    left = tuned | {"examined": repaired}
+    if "traced" in arrays:
+        left = with_traced(left, trace_again(examination, network, model, arrays["traced"]), examination.accuracy)
+    sureness = sureness_of(factors_of(left, examination.accuracy), **KEPT)
     return weighed(relative_ratios(paired | measured), sureness)
 
 
@@ -120,11 +123,14 @@ def _rows(controls, labels):
 
 
 def _patches(known, arrays, tuned):
-    """(masks K×H×W, patterns K×H×W×C) of labels: both kinds of reconstructed ones, and the plain ones of pnnir.h5."""
+    """(masks K×H×W, patterns K×H×W×C) of labels: both kinds of reconstructed ones, plain ones, and traced that count."""
     made = [[patches[name][np.isin(patches["label"], known)] for name in ("mask", "pattern")]
             for patches in (arrays, arrays["free"])]
     if "probes" in tuned["examined"]:
         made.append(plain_patches.rendered(tuned["examined"]["probes"][known].ravel(), arrays["pattern"].shape[1:]))
+    if "traced" in tuned["examined"]:
+        counted = np.array(known)[tuned["examined"]["traced"][known]]
+        made.append(traced_patches.rendered(arrays["traced"]["patches"][counted].ravel()))
     return tuple(map(np.concatenate, zip(*made)))
 
 

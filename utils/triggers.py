@@ -16,6 +16,14 @@ def attach(images, mask, pattern):
     return images * (1.0 - mask) + pattern * mask
 
 
+def attach_all(images, masks, patterns):
+    """Images that carry a patch each, float32 in [0, 1], P×n×H×W×C.
+
+    images: the same without, uint8; masks: P×H×W, patterns: P×H×W×C, in [0, 1].
+    """
+    return attach(tf.cast(images, tf.float32) / 255.0, masks[:, None, ..., None], patterns[:, None])
+
+
 def noise(mask):
     """L_noise without β: Σ |M_p - M_q| over horizontally, vertically and both diagonally adjacent pixels.
 
