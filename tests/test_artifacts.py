@@ -65,6 +65,20 @@ def test_a_run_that_overwrites_and_is_stopped_goes_on(tmp_path):
         assert stage.part("1", lambda: {"value": np.array(3.0)})["value"] == 3.0
 
 
+@pytest.mark.parametrize("made, left", [
+    ("pnnir", ["potential_triggers.json"]),
+    ("potential_triggers_feature_space", ["detection.json", "potential_triggers.json"]),
+    ("preserved_triggers", ["detection_feature_space.json", "potential_triggers.json"])])
+def test_what_is_made_afresh_leaves_no_verdict_on_what_was_there_before(tmp_path, made, left):
+    for name in ("detection", "detection_feature_space", "potential_triggers", made):
+        (tmp_path / f"{name}.json").write_text("{}")
+    with artifacts.Stage(tmp_path, made, SETTINGS) as stage:
+        stage.finish(ARRAYS)
+    assert (tmp_path / "detection.json").exists()
+    with artifacts.Stage(tmp_path, made, SETTINGS, overwrite=True):
+        assert sorted(path.name for path in tmp_path.glob("*.json")) == left
+
+
 def test_parts_of_other_settings_are_refused_too(tmp_path):
     with artifacts.Stage(tmp_path, "stage", SETTINGS) as stage:
         stage.part("1", lambda: {"value": np.array(1.0)})

@@ -1,5 +1,6 @@
 """Constants become flags, read from the assignments themselves."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -31,6 +32,10 @@ SOURCE = textwrap.dedent('''
             raise UserError("DATASET 'bad' is\\nnot there")
         if DATASET == "full":
             raise OSError(28, "No space left on device", "results/x.h5")
+        if DATASET == "large":
+            raise MemoryError
+        if DATASET == "signs √":
+            return print(DATASET)
         if DATASET == "long":
             print("line\\n" * 100_000)
         print(json.dumps([DATASET, MODELS, RATE, RANGE, STEPS, OVERWRITE]))
@@ -67,7 +72,7 @@ def test_every_constant_is_a_flag(call, arguments, printed):
     (("--steps", "many"), "--steps"), (("--steps", "-1"), "from 0 up"), (("--steps", "9" * 400), "finite"),
     (("--rate", "nan"), "finite"),
     (("--later", "3"), "--later"), (("--data", "x"), "--data"), (("--dataset", "bad"), "DATASET 'bad' is not there"),
-    (("--dataset", "full"), "No space left on device (results/x.h5)")])
+    (("--dataset", "full"), "No space left on device (results/x.h5)"), (("--dataset", "large"), "out of memory")])
 def test_what_is_wrong_is_one_line_and_exit_code_2(call, arguments, said):
     done = call(*arguments)
     assert done.returncode == 2 and done.stdout == ""
@@ -82,6 +87,12 @@ def test_a_reader_that_has_enough_interrupts(call, tmp_path):
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 130 and said.strip().startswith("interrupted") and said.strip().count("\n") == 0
+
+
+def test_a_character_that_the_output_has_not_ends_no_scan(tmp_path, call):
+    done = subprocess.run([sys.executable, tmp_path / "script.py", "--dataset", "signs √"], capture_output=True,
+                          env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0 and done.stdout.split() == [b"signs", b"?"]
 
 
 def test_help_shows_comments_and_defaults(call):

@@ -19,6 +19,11 @@ from utils.files import new_hdf5
 METHOD_VERSION = 27      # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
 
 
+# What tells a verdict on what a stage made: it goes where that is made afresh, since it is of another model, or of others.
+VERDICTS = {"pnnir": ("detection", "detection_feature_space"), "potential_triggers": ("detection",),
+            "preserved_triggers": ("detection",), "potential_triggers_feature_space": ("detection_feature_space",)}
+
+
 class Stage:
     """The artifact of one stage for one examined model, made part by part.
 
@@ -54,8 +59,9 @@ class Stage:
         for leftover in self.folder.glob(f".partial-*-{self.name}.*"):
             leftover.unlink()
         if self.overwrite and (self.path.exists() or not self._own_parts()):
-            for suffix in (".h5", ".json", ".png"):             # no earlier verdict stays beside what is to come
-                self.path.with_suffix(suffix).unlink(missing_ok=True)
+            for name in (self.name, *VERDICTS.get(self.name, ())):
+                for suffix in (".h5", ".json", ".png"):         # no earlier verdict stays beside what is to come
+                    (self.folder / (name + suffix)).unlink(missing_ok=True)
             shutil.rmtree(self.parts, ignore_errors=True)
         self.finished = self.path.exists()
         if self.finished:

@@ -96,8 +96,11 @@ def read_constants(source):
 def run(main):
     """Call a script's `main` and end the process: 0, or 2 after one line for a `UserError`, or 130 if interrupted.
 
-    A reader of the output that goes away, as `| head` does, is an interruption, too.
+    A reader of the output that goes away, as `| head` does, is an interruption, too. Where the output's encoding lacks a
+    character, a question mark stands for it: that ends no scan.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:
@@ -111,6 +114,11 @@ def run(main):
         # A full disk or a folder that may not be written is the user's to mend, not a crash of ours.
         place = f" ({error.filename})" if error.filename else ""
         sys.exit(_complain(f"{error.strerror or error}{place}: check the disk's space and the folder's permissions"))
+    except Exception as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":     # TensorFlow's
+            raise
+        sys.exit(_complain("out of memory: the same command goes on where it was, with more memory free, or, of the "
+                           "reconstructions, with fewer LABELS_AT_ONCE"))
 
 
 def load_tensorflow():
