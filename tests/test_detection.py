@@ -233,12 +233,13 @@ def priced_patches(count):
 def judged(tmp_path, has, keeps, second, beside=None):
     """What `report` says of eight labels, two of which may lead, where 2.5 ln(10) = 5.76 convict alone.
 
-    `keeps` is label 0's, as is `beside`, what counts of `has` beside a backdoor, where that is less.
+    `keeps` is label 0's, none where it was not asked, as is `beside`, what counts of `has` beside a backdoor, where that is
+    less.
     """
     found = priced_patches(8)
     evidence = [{"margin": 1.0, "probe": 1.0, "foreign": 1.0, "colours": 1.0, "evidence": value, "beside": value}
                 for value in (has, second, *[1.0] * 6)]
-    evidence[0] |= {"repaired_evidence": keeps, "beside": beside or has}
+    evidence[0] |= {"beside": beside or has} | ({} if keeps is None else {"repaired_evidence": keeps})
     return report(examination(replace(TNDA, evidence=2.5)), SimpleNamespace(settings={}, path=tmp_path / "detection.h5"),
                   {name: {"accuracy": 0.9} for name in SUBSETS}, found, np.zeros((8, 6)), 0.5, found["mask"], evidence)
 
@@ -258,6 +259,17 @@ def test_a_label_beside_another_has_to_keep_some_of_its_evidence(tmp_path, has, 
     assert [row["decision"] for row in labels.values()] == [decision, INFECTED] + [TOO_LITTLE] * 6
     assert labels["0"]["own"] == pytest.approx(min(has * has / SECOND_HAS, keeps / SECOND_KEEPS), abs=1e-6)
     assert "own" not in labels["1"]
+
+
+def test_a_label_that_was_not_asked_has_to_have_enough_beside_another(tmp_path):
+    """Its patch, preserved, transfers less, so that evidence convicts it that did not when others were asked."""
+    labels = judged(tmp_path, 4.0, None, 10.0, beside=1.90)["labels"]
+    assert [row["decision"] for row in labels.values()] == [EXPLAINED, INFECTED] + [TOO_LITTLE] * 6
+    assert labels["0"]["own"] == pytest.approx(1.90 ** 2 / SECOND_HAS, abs=1e-6)
+    assert not any("own" in row for label, row in labels.items() if label != "0")
+    assert judged(tmp_path, 4.0, None, 10.0, beside=1.91)["infected_labels"] == [0, 1]
+    assert judged(tmp_path, 10.0, None, 2.3, beside=0.1)["infected_labels"] == [0]       # the surest is beside none
+    assert judged(tmp_path, 2.0, None, 10.0, beside=1.91)["infected_labels"] == [1]      # of little nothing is asked
 
 
 def test_the_table_says_what_counts(tmp_path, capsys):

@@ -143,17 +143,20 @@ def evidence_of(examination, tuned, found, made_with=None):
     return _fields(values)
 
 
-def held_against(evidence, exclusive):
+def held_against(evidence, exclusive, enough):
     """Rows of `evidence_of` of patches, weighed by `exclusive` (L) and, where probes count, by leads.
 
     `lead` is that of `evidence`. Those with `repaired_evidence`, which was weighed so when it was measured, hold `own`
-    (`utils.evidence.own`).
+    (`utils.evidence.own`). So do those that were not asked what they keep, though their evidence is `enough` and they are
+    not the surest of such: preserved, some patch transfers less, and what they have beside that one has to be enough.
     """
     alone, beside = (np.array([row[name] for row in evidence]) * exclusive for name in ("evidence", "beside"))
     kept = np.array([row.get("repaired_evidence", math.nan) for row in evidence])
     factors = {name: np.array([row[name] for row in evidence]) for name in ("probe", "foreign") if name in evidence[0]}
     values = {"exclusive": exclusive} | ({"lead": lead(alone)} if "probe" in factors else {})
     alone, beside = with_lead(alone, factors), with_lead(beside, factors)
+    unasked = np.isnan(kept) & (alone >= enough)
+    kept[unasked & (alone < alone.max(initial=0, where=unasked))] = np.inf
     values |= {"evidence": alone, "beside": beside, "own": own(beside, kept, factors)}
     return [row | fields for row, fields in zip(evidence, _fields(values))]
 
@@ -205,7 +208,7 @@ def report(examination, stage, tuned, found, transfers, threshold, masks=None, e
     costs = _costs(found) if priced else defaultdict(dict)
     able = classifying(examination, tuned)
     if priced:
-        evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)))
+        evidence = held_against(evidence, exclusiveness(transfers_that_count(examination, tuned, transfers)), enough)
         if not any(row["evidence"] >= enough and "own" not in row for row in evidence):
             # What others were asked beside is convicted no more: EVIDENCE was lower when patches were reconstructed, or its
             # patch, preserved, transfers more. So each stands for itself.
