@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from utils.evidence import with_traced
+from utils.evidence import factors_of, with_traced
 from utils.traced_patches import GROWN, KEPT, LAST_IMAGES, attached, mean_margins, outlined, rendered, trace_patches
-from utils.tuning import TAUGHT
+from utils.tuning import SUBSETS, TAUGHT
 
 SIDE, LABELS = 12, 4
 
@@ -139,4 +139,19 @@ def test_they_count_for_the_labels_that_they_lead_to_more_surely():
     np.testing.assert_array_equal(found["probe_margins"]["13-taught"], drawn["13-taught"])
     np.testing.assert_array_equal(found["likeness"], [0.7, 0.2, 0.3])
     assert found["probes"] == "kept" and "own_colours" not in found
+    assert found["drawn"] is tuned["examined"]           # which still tell what is usual
     assert with_traced(tuned, None, 0.9) is tuned
+
+
+def test_what_is_usual_is_told_by_those_drawn():
+    """Labels that the traced ones do nothing for have the probes and the foreignness that they had."""
+    tuned = {name: {"accuracy": 0.9, "clean_margins": np.full(4, 6.0), "largest_margins": np.ones(4)}
+             for name in ("examined", *SUBSETS, *TAUGHT)}
+    rows = {"examined": np.array([12.0, 3.0, 2.0, 1.0])} | {name: np.zeros(4) for name in TAUGHT}
+    tuned["examined"] |= {"probe_margins": rows, "likeness": np.array([0.2, 0.6, 0.7, 0.8])}
+    traced = {"probe_margins": rows | {"examined": np.array([-9.0, -9.0, 20.0, 30.0])}, "likeness": np.full(4, -1.0)}
+    before, found = factors_of(tuned, 0.9), factors_of(with_traced(tuned, traced, 0.9), 0.9)
+    for name in ("probe", "foreign"):
+        np.testing.assert_array_equal(found[name][:2], before[name][:2])
+    np.testing.assert_allclose(found["probe"][2:] - 1, (before["probe"][2:] - 1) * [10, 30], rtol=1e-5)
+    np.testing.assert_allclose(found["foreign"][2:], 4)

@@ -72,7 +72,8 @@ def with_traced(tuned, traced, accuracy):
     """`tuned` with the figures of traced patches for the labels that they lead to more surely than those drawn, by `excess`.
 
     tuned, accuracy: as for `factors_of`; traced: from `trace_patches` or `trace_again`, or none. `traced` among the examined
-    model's arrays tells which labels' they are, L booleans.
+    model's arrays tells which labels' they are, L booleans. What is usual is still told by those drawn, which `drawn` holds:
+    else what few labels owe to traced patches would count for, or against, all others.
     """
     if not traced:
         return tuned
@@ -86,7 +87,7 @@ def with_traced(tuned, traced, accuracy):
     figures = {name: merged(name) for name in ("likeness", "own_colours") if name in traced}
     rows = {name: np.where(better, traced["probe_margins"][name], row) if name in traced["probe_margins"] else row
             for name, row in examined["probe_margins"].items()}
-    return tuned | {"examined": examined | figures | {"probe_margins": rows, "traced": better}}
+    return tuned | {"examined": examined | figures | {"probe_margins": rows, "traced": better, "drawn": examined}}
 
 
 def factors_of(tuned, accuracy, filters=None):

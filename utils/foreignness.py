@@ -56,7 +56,8 @@ def likeness(examination, network, patches):
 def foreignness(tuned):
     """How far from its own images' each label's patches drive it, as a multiple of the median label's, LEAST to MOST; L.
 
-    tuned: arrays of pnnir.h5.
+    tuned: arrays of pnnir.h5. Of labels whose traced patches count the median is of those drawn.
     """
-    far = NEAR + 1 - tuned["examined"]["likeness"]
-    return np.clip(far / np.median(far), LEAST, MOST).astype(np.float32)
+    examined = tuned["examined"]
+    far, usual = (NEAR + 1 - arrays["likeness"] for arrays in (examined, examined.get("drawn", examined)))
+    return np.clip(far / np.median(usual), LEAST, MOST).astype(np.float32)

@@ -170,25 +170,27 @@ def probe_ratios(tuned, accuracy, filters=None):
     the label's plain patches on the examined model exceeds that on the tuned ones, as far below 0 at most as it is above; or
     than FILTER_WEIGHT times the margin of its photo filters in the images that the tuned models recognise. Filters' as a
     multiple of the model's margins of clean images, of UNSURE of its largest margins, or of SURE, whichever is most (medians
-    over labels); plain patches' of CLEAN of that and of what they usually differ by, the ORDINARY quantile over labels. Ones
-    where too few tuned models have relearned the labels (utils/margins.py). Raises UserError where probes were left out.
+    over labels); plain patches' of CLEAN of that and of what those drawn usually differ by, the ORDINARY quantile over
+    labels. Ones where too few tuned models have relearned the labels (utils/margins.py). Raises UserError where probes were
+    left out.
     """
     made, artifact, script = (tuned.get("examined", {}), "pnnir.h5", "pnnir.py") if filters is None else (
         filters, "potential_triggers_feature_space.h5", "potential_triggers_reconstruction_feature_space.py")
     if "probe_margins" not in made:
         raise UserError(f"{artifact} has no probes, for PROBES was 0 or an earlier version made it: run {script} again with "
                         "--overwrite and PROBES of 1 or more")
-    margins = made["probe_margins"]
+    margins, drawn = made["probe_margins"], made.get("drawn", made)["probe_margins"]
     against = [name for name in margins if name != "examined"]
     if not enough_relearned(tuned, accuracy, against):
         return np.ones(len(margins["examined"]), np.float32)
     # Their mean, for one of them may keep a large trigger almost whole.
-    others = np.mean([margins[name] for name in relearned(tuned, accuracy, against)], axis=0)
+    others, usually = (np.mean([rows[name] for name in relearned(tuned, accuracy, against)], axis=0)
+                       for rows in (margins, drawn))
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), SURE)
     if filters is None:
         above = excess(margins["examined"], others)
-        usual = CLEAN * usual + np.quantile(np.abs(margins["examined"] - others), ORDINARY, method="lower")
+        usual = CLEAN * usual + np.quantile(np.abs(drawn["examined"] - usually), ORDINARY, method="lower")
     else:
         above = FILTER_WEIGHT * others
     return (1 + np.maximum(above, 0) / usual).astype(np.float32)
