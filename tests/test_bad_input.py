@@ -207,6 +207,12 @@ def test_artifacts_of_other_settings(script, changes, said, scene, results, caps
     assert there == {path: path.read_bytes() for path in files_in(results)}
 
 
+def test_an_artifact_made_anew_makes_those_after_it_stale(scene, results, capsys):
+    (results / "custom" / "tiny" / "preserved_triggers.h5").unlink()
+    scan(PRESERVATION, scene, results, KEPT_ASR=0.5)
+    assert "other settings (preserved_triggers was" in complaint(capsys, DETECTION, scene, results)
+
+
 def test_an_artifact_made_anew_takes_the_verdict_on_the_one_before_away(scene, results, capsys):
     complaint(capsys, PRESERVATION, scene, results, KEPT_ASR=0.5)
     verdict = results / "custom" / "tiny" / "detection.json"

@@ -56,7 +56,7 @@ def likeness(examination, network, patches):
 def foreignness(tuned):
     """How far from its own images' each label's patches drive it, as a multiple of the median label's, LEAST to MOST; L.
 
-    tuned: arrays of pnnir.h5. Of labels whose traced patches count the median is of those drawn.
+    tuned: arrays of pnnir.h5. The median is of drawn patches, where traced ones count for some labels.
     """
     examined = tuned["examined"]
     far, usual = (NEAR + 1 - arrays["likeness"] for arrays in (examined, examined.get("drawn", examined)))

@@ -72,13 +72,9 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
               examination.say, before[which])
         for which, search in enumerate(searches)], axis=1)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
-    own = np.repeat(np.arange(labels), probes.shape[1])
 
     def lead(model, by=None):
-        margins = measured(model, by, probes.ravel(), images)[np.arange(probes.size), own].reshape(probes.shape)
-        finite = np.isfinite(margins)                    # a label of most images may be all that some are tried on
-        floored = np.maximum(margins, 0) if kind.RECOGNISED_BY else margins
-        return np.where(finite, floored, 0).sum(1) / np.maximum(finite.sum(1), 1)
+        return mean_of_own(measured(model, by, probes.ravel(), images), 0 if kind.RECOGNISED_BY else -np.inf)
     rows = {"examined": lead(model)}
     for subset, one in zip(kind.AGAINST, examination.tuned_models(tuned, kind.AGAINST)):
         rows[subset] = lead(model, recognised(one, clean.x_measure)) if kind.RECOGNISED_BY else lead(one)
@@ -127,6 +123,18 @@ class Measure:
         others = self.y[images][..., None] != np.arange(self.labels)
         counts = others.sum(1)
         return np.where(counts > 0, (margins * others).sum(1) / np.maximum(counts, 1), -np.inf)
+
+
+def mean_of_own(margins, least=-np.inf):
+    """The mean over each label's own probes of their margins, of `least` at least, L.
+
+    Those of -inf, tried on no image of another label, do not count; 0 where none does. margins: P×L, as many rows of each
+    label, in order.
+    """
+    rows, labels = margins.shape
+    own = margins[np.arange(rows), np.repeat(np.arange(labels), rows // labels)].reshape(labels, -1)
+    finite = np.isfinite(own)                            # a label of most images may be all that some are tried on
+    return np.where(finite, np.maximum(own, least), 0).sum(1) / np.maximum(finite.sum(1), 1)
 
 
 def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None, known=None):

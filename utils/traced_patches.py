@@ -14,7 +14,7 @@ import numpy as np
 from utils import triggers
 from utils.margins import relearned
 from utils.plain_patches import AGAINST, pixel
-from utils.probes import Measure, excess
+from utils.probes import Measure, excess, mean_of_own
 
 SOLID = 0.5              # a mask's value, above which it is part of the outline
 CLOSED = (0, 3, 5)       # gaps that are closed, and
@@ -33,7 +33,8 @@ def trace_patches(examination, tuned, model, arrays, stage):
     those of `utils.probes.search_probes`. Nothing where no taught model relearned the labels.
     """
     names = relearned(tuned, examination.accuracy, AGAINST)
-    other = next(examination.tuned_models(tuned, names), None)
+    taught = examination.tuned_models(tuned, names)
+    other = next(taught, None)
     if other is None:
         return {}
     clean, labels = examination.clean, range(examination.examined.labels)
@@ -50,7 +51,7 @@ def trace_patches(examination, tuned, model, arrays, stage):
     examination.say("traced the patches of all labels")
     rows = {"examined": mean_margins(examination, model, patches)}
     rows |= {name: mean_margins(examination, one, patches)
-             for name, one in zip(names, examination.tuned_models(tuned, names))}
+             for name, one in zip(names, itertools.chain([other], taught))}
     return {"patches": patches, "probe_margins": rows}
 
 
@@ -58,10 +59,7 @@ def mean_margins(examination, model, patches):
     """How surely a label's patches lead to it on a model, the mean over images of other labels, L. patches: L×n records."""
     clean, labels = examination.clean, len(patches)
     images = _random(examination, labels).integers(len(clean.x_measure), size=(patches.size, LAST_IMAGES))
-    margins = Measure(attached, clean.x_measure, clean.y_measure, labels)(model, patches.ravel(), images)
-    margins = margins[np.arange(patches.size), np.repeat(np.arange(labels), patches.shape[1])].reshape(patches.shape)
-    finite = np.isfinite(margins)                        # a label of most images may be all that some are tried on
-    return np.where(finite, margins, 0).sum(1) / np.maximum(finite.sum(1), 1)
+    return mean_of_own(Measure(attached, clean.x_measure, clean.y_measure, labels)(model, patches.ravel(), images))
 
 
 def outlined(mask, pattern):
