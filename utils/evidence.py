@@ -17,7 +17,7 @@ from utils import plain_patches, traced_patches
 from utils.foreignness import foreignness, likeness
 from utils.margins import enough_relearned, margin_ratios, relearned
 from utils.own_colours import colours_factor, own_colours
-from utils.probes import excess, probe_ratios, search_probes
+from utils.probes import excess, mean_over, probe_ratios, search_probes
 from utils.tuning import SUBSETS, TAUGHT
 
 # Powers of patches' factors. The largest margins of clean labels differ most by luck, while of targets that price and margin
@@ -78,7 +78,7 @@ def with_traced(tuned, traced, accuracy):
     if not traced:
         return tuned
     examined, names = tuned["examined"], relearned(tuned, accuracy, plain_patches.AGAINST)
-    beyond, others = (excess(margins["examined"], np.mean([margins[name] for name in names], axis=0))
+    beyond, others = (excess(margins["examined"], mean_over(margins, names))
                       for margins in (traced["probe_margins"], examined["probe_margins"]))
     better = beyond > others
 

@@ -131,10 +131,15 @@ def mean_of_own(margins, least=-np.inf):
     Those of -inf, tried on no image of another label, do not count; 0 where none does. margins: P×L, as many rows of each
     label, in order.
     """
-    rows, labels = margins.shape
-    own = margins[np.arange(rows), np.repeat(np.arange(labels), rows // labels)].reshape(labels, -1)
+    own = _own(margins)
     finite = np.isfinite(own)                            # a label of most images may be all that some are tried on
     return np.where(finite, np.maximum(own, least), 0).sum(1) / np.maximum(finite.sum(1), 1)
+
+
+def _own(margins):
+    """The margins of each label's own probes, labels×n. margins: as for `mean_of_own`."""
+    rows, labels = margins.shape
+    return margins[np.arange(rows), np.repeat(np.arange(labels), rows // labels)].reshape(labels, -1)
 
 
 def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None, known=None):
@@ -150,9 +155,8 @@ def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: No
 
     def with_others(probes):
         """The best of those kept and as many others of each label, labels×n."""
-        own = np.repeat(np.arange(labels), probes.shape[1])
-        margins = measure(probes.ravel(), random.integers(images, size=(probes.size, IMAGES)))[np.arange(own.size), own]
-        return _best(*(np.concatenate(pair, axis=1) for pair in ((kept, probes), (reached, margins.reshape(probes.shape)))))
+        margins = _own(measure(probes.ravel(), random.integers(images, size=(probes.size, IMAGES))))
+        return _best(*(np.concatenate(pair, axis=1) for pair in ((kept, probes), (reached, margins))))
     if known is not None:
         kept, reached = with_others(known)
     for number in range(1, ROUNDS + 1):
@@ -187,21 +191,26 @@ def probe_ratios(tuned, accuracy, filters=None):
     if "probe_margins" not in made:
         raise UserError(f"{artifact} has no probes, for PROBES was 0 or an earlier version made it: run {script} again with "
                         "--overwrite and PROBES of 1 or more")
-    margins, drawn = made["probe_margins"], made.get("drawn", made)["probe_margins"]
+    margins = made["probe_margins"]
     against = [name for name in margins if name != "examined"]
     if not enough_relearned(tuned, accuracy, against):
         return np.ones(len(margins["examined"]), np.float32)
-    # Their mean, for one of them may keep a large trigger almost whole.
-    others, usually = (np.mean([rows[name] for name in relearned(tuned, accuracy, against)], axis=0)
-                       for rows in (margins, drawn))
+    names = relearned(tuned, accuracy, against)
+    others = mean_over(margins, names)
     clean, largest = (np.median(tuned["examined"][name]) for name in ("clean_margins", "largest_margins"))
     usual = max(float(clean), UNSURE * float(largest), SURE)
     if filters is None:
         above = excess(margins["examined"], others)
-        usual = CLEAN * usual + np.quantile(np.abs(drawn["examined"] - usually), ORDINARY, method="lower")
+        drawn = made.get("drawn", made)["probe_margins"]
+        usual = CLEAN * usual + np.quantile(np.abs(drawn["examined"] - mean_over(drawn, names)), ORDINARY, method="lower")
     else:
         above = FILTER_WEIGHT * others
     return (1 + np.maximum(above, 0) / usual).astype(np.float32)
+
+
+def mean_over(margins, names):
+    """The mean of `probe_margins` on the tuned models of these names, L: one may keep a large trigger almost whole."""
+    return np.mean([margins[name] for name in names], axis=0)
 
 
 def excess(examined, others):
