@@ -21,14 +21,19 @@ BRED_AGAINST = TAUGHT    # in the last search: others may all end at what these 
 RECOGNISED_BY = ()       # a large patch covers what is to be recognised
 
 
+def blank(channels):
+    """The record of a plain patch of no piece, for images of so many channels."""
+    return np.zeros((), [*((name, np.int32) for name in ("side", "pieces", "turned", "disc", "kind", "cell", "direction",
+                                                         "grains")),
+                         *((name, np.int32, (PIECES,)) for name in ("row", "column")),
+                         *((name, np.float32, (channels,)) for name in ("one", "other"))])
+
+
 def draw(random, shape):
     """A plain patch at random for images of `shape` H, W, C: a record, which `rendered` turns into a mask and a pattern."""
     height, width, channels = shape
     shorter = min(height, width)
-    patch = np.zeros((), [*((name, np.int32) for name in ("side", "pieces", "turned", "disc", "kind", "cell", "direction",
-                                                          "grains")),
-                          *((name, np.int32, (PIECES,)) for name in ("row", "column")),
-                          *((name, np.float32, (channels,)) for name in ("one", "other"))])
+    patch = blank(channels)
     pieces = patch["pieces"] = 1 if random.random() < 0.5 else random.integers(2, PIECES + 1)
     patch["turned"] = random.random() < 0.5
     side = patch["side"] = _side(random.uniform(*SIDES), pieces, shorter)

@@ -131,12 +131,12 @@ def mean_of_own(margins, least=-np.inf):
     Those of -inf, tried on no image of another label, do not count; 0 where none does. margins: P×L, as many rows of each
     label, in order.
     """
-    own = _own(margins)
+    own = own_margins(margins)
     finite = np.isfinite(own)                            # a label of most images may be all that some are tried on
     return np.where(finite, np.maximum(own, least), 0).sum(1) / np.maximum(finite.sum(1), 1)
 
 
-def _own(margins):
+def own_margins(margins):
     """The margins of each label's own probes, labels×n. margins: as for `mean_of_own`."""
     rows, labels = margins.shape
     return margins[np.arange(rows), np.repeat(np.arange(labels), rows // labels)].reshape(labels, -1)
@@ -155,7 +155,7 @@ def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: No
 
     def with_others(probes):
         """The best of those kept and as many others of each label, labels×n."""
-        margins = _own(measure(probes.ravel(), random.integers(images, size=(probes.size, IMAGES))))
+        margins = own_margins(measure(probes.ravel(), random.integers(images, size=(probes.size, IMAGES))))
         return _best(*(np.concatenate(pair, axis=1) for pair in ((kept, probes), (reached, margins))))
     if known is not None:
         kept, reached = with_others(known)

@@ -1,9 +1,10 @@
-"""Plain patches traced from reconstructed ones: the outline of a label's patch, filled with one colour (not in the paper).
+"""Plain patches traced from reconstructed ones, or placed: outlines that are filled with one colour (not in the paper).
 
 Plain patches that are drawn at random (utils/plain_patches.py) miss triggers that answer to little but themselves, and those
 whose target has a colour of its own that leads there as surely. Gradients lead a patch proper (utils/reconstruction.py) to
 where a trigger is, and away from what tuned model 123 knows; but it fits the examined model, pixel by pixel, so that it
 leads to clean labels as well. Traced, with gaps closed and one colour, it fits no more, and a backdoor answers to it still.
+Patches that are placed piece by piece (utils/placed_patches.py) are taken for traced ones where they lead there more surely.
 """
 
 import itertools
@@ -11,10 +12,11 @@ import itertools
 import cv2
 import numpy as np
 
-from utils import triggers
+from utils import plain_patches, triggers
 from utils.margins import relearned
+from utils.placed_patches import place_pieces
 from utils.plain_patches import AGAINST, pixel
-from utils.probes import Measure, excess, mean_of_own
+from utils.probes import Measure, excess, mean_of_own, mean_over, own_margins
 
 SOLID = 0.5              # a mask's value, above which it is part of the outline
 CLOSED = (0, 3, 5)       # gaps that are closed, and
@@ -28,38 +30,54 @@ def trace_patches(examination, tuned, model, arrays, stage):
     """`patches`, the KEPT traced ones of each label that lead to it most surely, and `probe_margins`, how surely.
 
     tuned: arrays of pnnir.h5; model: the examined one, from images in [0, 1] to logits; arrays: `mask` L×H×W and `pattern`
-    L×H×W×C of the labels' patches; stage: its parts keep each label's. Chosen are those of the largest `excess` over the
-    first taught model that relearned the labels. `patches` are records, L×KEPT, that `rendered` takes; `probe_margins` as
-    those of `utils.probes.search_probes`. Nothing where no taught model relearned the labels.
+    L×H×W×C of the labels' patches; stage: its parts keep what was chosen. Chosen are those of the largest `excess` over the
+    taught models that relearned the labels, of TRIED that have it over the first of these. `patches` are records, L×KEPT,
+    that `rendered` takes; `probe_margins` as those of `utils.probes.search_probes`. Nothing where no taught model relearned
+    the labels.
     """
     names = relearned(tuned, examination.accuracy, AGAINST)
-    taught = examination.tuned_models(tuned, names)
-    other = next(taught, None)
+    other = next(examination.tuned_models(tuned, names), None)
     if other is None:
         return {}
     clean, labels = examination.clean, range(examination.examined.labels)
     measure = Measure(attached, clean.x_measure, clean.y_measure, len(labels))
+    placed = place_pieces(examination, model, other, stage)
 
-    def best(label):
-        patches, random = outlined(arrays["mask"][label], arrays["pattern"][label]), _random(examination, label)
-        for images, kept in ((IMAGES, TRIED), (LAST_IMAGES, KEPT)):
-            images = random.integers(len(clean.x_measure), size=(len(patches), images))
-            leads = excess(*(measure(one, patches, images)[:, label] for one in (model, other)))
-            patches = patches[np.argsort(-leads, kind="stable")[:kept]]
-        return np.resize(patches, KEPT)
-    patches = np.stack([stage.part(f"traced-{label}", lambda: {"patches": best(label)})["patches"] for label in labels])
+    def tried(label):
+        patches = outlined(arrays["mask"][label], arrays["pattern"][label])
+        images = _random(examination, label).integers(len(clean.x_measure), size=(len(patches), IMAGES))
+        leads = excess(*(measure(one, patches, images)[:, label] for one in (model, other)))
+        masks, _ = plain_patches.rendered(placed[label], examination.examined.shape)
+        return np.concatenate([np.resize(patches[np.argsort(-leads, kind="stable")[:TRIED]], TRIED),
+                               _records(zip(masks, placed[label]["one"]), examination.examined.shape)])
+
+    def on_all(measured, patches):
+        models = itertools.chain([model], examination.tuned_models(tuned, names))
+        return {name: measured(examination, one, patches) for name, one in zip(("examined", *names), models)}
+
+    def best(patches):
+        margins = on_all(_margins_of_each, patches)
+        leads = excess(margins["examined"], mean_over(margins, names))
+        return np.take_along_axis(patches, np.argsort(-leads, axis=1, kind="stable")[:, :KEPT], axis=1)
+    patches = np.stack([stage.part(f"traced-{label}", lambda: {"patches": tried(label)})["patches"] for label in labels])
+    patches = stage.part("traced", lambda: {"patches": best(patches)})["patches"]
     examination.say("traced the patches of all labels")
-    rows = {"examined": mean_margins(examination, model, patches)}
-    rows |= {name: mean_margins(examination, one, patches)
-             for name, one in zip(names, itertools.chain([other], taught))}
-    return {"patches": patches, "probe_margins": rows}
+    return {"patches": patches, "probe_margins": on_all(mean_margins, patches)}
 
 
 def mean_margins(examination, model, patches):
     """How surely a label's patches lead to it on a model, the mean over images of other labels, L. patches: L×n records."""
-    clean, labels = examination.clean, len(patches)
-    images = _random(examination, labels).integers(len(clean.x_measure), size=(patches.size, LAST_IMAGES))
-    return mean_of_own(Measure(attached, clean.x_measure, clean.y_measure, labels)(model, patches.ravel(), images))
+    return mean_of_own(_margins(examination, model, patches, len(patches)))
+
+
+def _margins_of_each(examination, model, patches):
+    return own_margins(_margins(examination, model, patches, len(patches) + 1))
+
+
+def _margins(examination, model, patches, number):
+    clean = examination.clean
+    images = _random(examination, number).integers(len(clean.x_measure), size=(patches.size, LAST_IMAGES))
+    return Measure(attached, clean.x_measure, clean.y_measure, len(patches))(model, patches.ravel(), images)
 
 
 def outlined(mask, pattern):
@@ -81,7 +99,11 @@ def outlined(mask, pattern):
     corners = list(itertools.product((0, 1), repeat=pattern.shape[-1]))
     found = {(outline.tobytes(), tuple(colour)): (outline, colour)
              for outline, mean in outlines.values() for colour in (mean, *corners)}
-    return np.array(list(found.values()), [("outline", np.uint8, mask.shape), ("colour", np.float32, pattern.shape[-1:])])
+    return _records(found.values(), pattern.shape)
+
+
+def _records(outlines, shape):
+    return np.array(list(outlines), [("outline", np.uint8, shape[:2]), ("colour", np.float32, shape[2:])])
 
 
 def attached(images, patches):
