@@ -197,7 +197,7 @@ def test_artifacts_of_another_input(script, what, changes, scene, results, tmp_p
     (RECONSTRUCTION, {"STEPS": 7}, "steps was 6, is 7"),
     (PRESERVATION, {"KEPT_ASR": 0.5}, "kept_asr was 0.95, is 0.5"),
     (PRESERVATION, {"FEATURE_MAP": "conv"}, 'feature_map was "pool", is "conv"'),
-    (DETECTION, {"EVIDENCE": 9.0}, "evidence was 7.0, is 9.0"),
+    (DETECTION, {"EVIDENCE": 9.0}, "evidence was 6.0, is 9.0"),
     (FILTERS, {"FILTER_STEPS": 5}, "filter_steps was 4, is 5"),
     (FILTER_DETECTION, {"FILTER_TRANSFER_THRESHOLD": 0.4}, "filter_transfer_threshold was 0.2, is 0.4")])
 def test_artifacts_of_other_settings(script, changes, said, scene, results, capsys):

@@ -133,9 +133,9 @@ DEFAULT = Settings(
     repair_steps=400,
     margin_starts=3,
     probes=1800,
-    # Of models to choose on, clean ones' surest labels end at 5.4 ln(labels), and backdoored ones' surest targets begin at
-    # 8.6, the next at 9.2 (results/tried.md). It comes to 17 with 12 labels, 26 with 43.
-    evidence=7.0,
+    # Of models to choose on, clean ones' surest labels end at 5.6 ln(labels), and backdoored ones' surest targets begin at
+    # 6.05, the next at 6.4 and 8 (results/tried.md). It comes to 15 with 12 labels, 23 with 43.
+    evidence=6.0,
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from

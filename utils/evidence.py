@@ -32,8 +32,7 @@ BESIDE, KEPT = {"margin": 1 / 2, "probe": 1.0}, {"margin": 1.0, "probe": 1.0, "t
 MOST_EXCLUSIVE = 2       # of a patch that transfers to no tuned model where the others' always do
 LEADERS = 4              # one of so many labels may lead, as targets of backdoors, the others
 # Of what convicts alone, to be had and to be kept by labels beside another's backdoor: unlearning that one weakens a second.
-SECOND_HAS, SECOND_KEEPS = 0.63, 0.25
-FEATURELESS = 0.85       # times the evidence asked of networks whose features cannot be told foreign
+SECOND_HAS, SECOND_KEEPS = 0.735, 0.29
 FEW = 10                 # labels: fewer ask for as much evidence, since of so few the usual is uncertain
 
 
@@ -177,7 +176,7 @@ def convicting(settings, labels, factors, filters=False):
     """The evidence that convicts a label of a model of so many: that of the settings times ln(labels), of FEW at least.
 
     The largest of so many clean labels grows like that, as of draws from a distribution with an exponential tail. factors:
-    what counts, from `factors_of`, or a label's JSON fields: more of it lets the evidence of patches vary more; filters:
+    what counts, from `factors_of`, or a label's JSON fields: with probes the evidence of patches varies more; filters:
     whether it is theirs.
     """
     if filters:
@@ -185,7 +184,7 @@ def convicting(settings, labels, factors, filters=False):
     elif "probe" not in factors:
         asked = settings.unprobed_evidence
     else:
-        asked = settings.evidence * (1 if "foreign" in factors else FEATURELESS)
+        asked = settings.evidence
     return asked * math.log(max(FEW, labels))
 
 
