@@ -22,7 +22,7 @@ GOT_WRONG = {("mnist", "test17_patch7"), ("signs", "test18_patch5"), ("gtsrb", "
              ("gtsrb", "test25_clean2"), ("gtsrb", "test26_clean3"), ("gtsrb", "test26_patch3"),
              ("gtsrb", "test27_patch1"), ("gtsrb", "test27_patch2"), ("gtsrb", "test27_patch3"),
              ("signs", "test28_patch2"), ("signs", "test28_patch5"), ("signs", "test30_patch1"),
-             ("signs", "test26_filter3")}
+             ("signs", "test26_filter3"), ("signs", "test30_patch3")}
 
 
 def test_lines_are_flags_of_the_training_script(tmp_path):
