@@ -14,7 +14,7 @@ from utils.probes import Measure, own_margins
 # Of the pieces, squares in one colour, and from place to place: pixels of 32×32 images, of larger ones as many times more.
 # Larger pieces together are shaped like signs: four of 6×6 lead to a clean label of GTSRB most surely (results/tried.md).
 SIDE, STRIDE = 4, 3
-GREY = 0.5               # beside colours whose channels are 0 or 1, the one that is far from all of them
+GREY = 0.5               # in all channels: beside the far colours the one that is far from all of them
 BRANCHES = 2             # patches of a label that another piece is added to
 IMAGES = 10              # that all are tried on, the same ones: little differences are to be told
 
@@ -60,8 +60,7 @@ def _singles(shape):
     patch, places = plain_patches.blank(shape[2]), _places(shape)
     patch["side"] = SIDE * plain_patches.pixel(min(shape[:2]))
     patch["pieces"] = patch["cell"] = 1
-    colours = np.stack(np.meshgrid(*[(0, 1)] * shape[2]), axis=-1).reshape(-1, shape[2])
-    colours = np.concatenate([colours, np.full((1, shape[2]), GREY)])
+    colours = np.array([*plain_patches.far_colours(shape[2]), (GREY,) * shape[2]])
     patches = np.tile(patch, (len(colours), len(places)))
     patches["one"], (patches["row"][..., 0], patches["column"][..., 0]) = colours[:, None], places.T
     return patches.ravel()

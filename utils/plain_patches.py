@@ -4,6 +4,8 @@
 pieces, copies of one, as triggers are: each piece of such a trigger alone may do next to nothing.
 """
 
+import itertools
+
 import numpy as np
 
 from utils import triggers
@@ -27,6 +29,11 @@ def blank(channels):
                                                          "grains")),
                          *((name, np.int32, (PIECES,)) for name in ("row", "column")),
                          *((name, np.float32, (channels,)) for name in ("one", "other"))])
+
+
+def far_colours(channels):
+    """All colours whose channels are 0 or 1, which any other is near to: tuples."""
+    return list(itertools.product((0, 1), repeat=channels))
 
 
 def draw(random, shape):

@@ -96,9 +96,8 @@ def outlined(mask, pattern):
         colour = np.tensordot(weights, pattern, 2) / max(weights.sum(), 1e-6)
         outline = cv2.dilate(outline, _square(2 * grown * scale + 1))
         outlines.setdefault((outline.tobytes(), colour.round(2).tobytes()), (outline, colour))
-    corners = list(itertools.product((0, 1), repeat=pattern.shape[-1]))
     found = {(outline.tobytes(), tuple(colour)): (outline, colour)
-             for outline, mean in outlines.values() for colour in (mean, *corners)}
+             for outline, mean in outlines.values() for colour in (mean, *plain_patches.far_colours(pattern.shape[-1]))}
     return _records(found.values(), pattern.shape)
 
 
