@@ -18,14 +18,14 @@ from tests.conftest import recorded_writes
 from tests.test_foreign_scan import complaint, scan
 from tests.test_pipeline import FEATURE, PATCH, QUICK, ROOT
 from utils import artifacts
-from utils.plain_patches import SEARCHES
+from utils.plain_patches import DRAWS
 from utils.probes import ROUNDS
 from utils.tuning import TAUGHT
 
 SCRIPTS = PATCH + FEATURE[1:]
 # Parts of probes: the rounds of each search, where taught models know too little to be asked, and the models that the last
 # probes are measured on.
-BRED = SEARCHES * (1 + ROUNDS) + 1 + len(TAUGHT)
+BRED = len(DRAWS) * (1 + ROUNDS) + 1 + len(TAUGHT)
 MADE = dict(zip(SCRIPTS, ("pnnir", "potential_triggers", "preserved_triggers", "detection",
                           "potential_triggers_feature_space", "detection_feature_space")))
 

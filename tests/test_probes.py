@@ -173,7 +173,7 @@ def test_what_the_search_found_is_measured_on_every_model(monkeypatch):
         search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts, most=2))
     assert list(parts) == ["probes-0", "probes-1"]
     found = search_probes(examination, brightness, tuned, plain_patches, 600, Parts(parts))
-    searches = plain_patches.SEARCHES
+    searches = len(plain_patches.DRAWS)
     assert list(parts) == [f"probes-{number}" for number in range((searches + 1) * (1 + 3) + 4)]   # one is of two models
     assert found["probes"].shape == (3, searches * KEPT) and list(found["probe_margins"]) == ["examined", *TAUGHT]
     margins = found["probe_margins"]
@@ -244,7 +244,7 @@ def test_a_filter_counts_as_far_as_tuned_models_recognise_the_images():
 def neutral(**changes):
     """A filter that does nothing but `changes`."""
     photo = photo_filters.draw(np.random.default_rng(0), SHAPE)
-    plain = {"matrix": np.eye(3), "gamma": 1, "curve": 0, "black": 0, "white": 1, "corners": 0}
+    plain = {"matrix": np.eye(3), "gamma": 1, "curve": 0, "black": 0, "white": 1, "corners": 0, "turn": 1}
     for name, value in (plain | changes).items():
         photo[name] = value
     return photo
@@ -265,21 +265,26 @@ def test_a_photo_filter_does_each_of_its_parts():
     same(neutral(gamma=[1, 2, 0.5]), x ** [1, 2, 0.5])
     same(neutral(curve=1), x * x * (3 - 2 * x))
     same(neutral(black=[0.3, 0, 0], white=[1, 0.7, 1]), x * [0.7, 0.7, 1] + [0.3, 0, 0])
+    same(neutral(turn=0.5), np.minimum(x, 1 - x))
+    same(neutral(turn=0), 1 - x)
+    same(neutral(turn=0.2), 0.6 + np.where(x > 0.2, 0.4 - x, x))
     dark = filtered(images, neutral(corners=0.8))
     np.testing.assert_allclose(dark[:, 4, 4], x[:, 4, 4], atol=1e-5)
     np.testing.assert_allclose(dark[:, 0, 8], 0.2 * x[:, 0, 8], atol=1e-5)
 
 
-def test_photo_filters_stay_in_their_bounds_and_leave_pictures_to_be_seen():
+@pytest.mark.parametrize("draw", photo_filters.DRAWS)
+def test_photo_filters_stay_in_their_bounds_and_leave_pictures_to_be_seen(draw):
     random = np.random.default_rng(3)
     images = random.integers(0, 256, (20, *SHAPE)).astype(np.uint8)
-    photo = kept = photo_filters.draw(random, SHAPE)
+    photo = kept = draw(random, SHAPE)
     for number in range(400):
-        before, photo = photo, photo_filters.vary(photo, random, SHAPE) if number % 40 else photo_filters.draw(random, SHAPE)
+        before, photo = photo, photo_filters.vary(photo, random, SHAPE) if number % 40 else draw(random, SHAPE)
         assert number % 40 == 0 or before == kept        # varied is a copy
         kept = photo.copy()
         for name, bounds in (("gamma", photo_filters.GAMMA), ("curve", photo_filters.CURVE), ("black", photo_filters.BLACK),
-                             ("white", photo_filters.WHITE), ("corners", photo_filters.CORNERS)):
+                             ("white", photo_filters.WHITE), ("corners", photo_filters.CORNERS),
+                             ("turn", photo_filters.TURN)):
             low, high = np.float32(bounds)
             assert (photo[name] >= low).all() and (photo[name] <= high).all(), name
         assert (photo["matrix"] >= 0).all() and (np.abs(photo["matrix"].sum(0) - 1.05) <= 0.45001).all()
@@ -300,7 +305,7 @@ def test_photo_filters_are_varied_to_what_a_backdoor_answers_to():
     at_first = measure(np.array([photo_filters.draw(random, SHAPE) for _ in range(60)]), None)[:, 1].max()
     kept = climb(measure, photo_filters, 60, SHAPE, 2, 9, 5)
     reached = measure(kept[1], None)[:, 1]
-    assert 0.6 * at_first < reached[0] < 0
+    assert 0.7 * at_first < reached[0] < 0
     np.testing.assert_array_equal(climb(measure, photo_filters, 60, SHAPE, 2, 9, 5), kept)
 
 
@@ -345,7 +350,8 @@ def test_probes_tried_on_images_of_their_own_label_alone_do_not_count(monkeypatc
     x, y = np.full((60, *SHAPE), 90, np.uint8), np.array([0, 0, *[1] * 58])
     found = filter_search(monkeypatch, one_for_all(1, 9.0), dict.fromkeys(SUBSETS, one_for_all(0, 4.0)), x, y)
     assert list(found) == ["examined", *SUBSETS] and found["examined"].tolist() == [0, 9]
-    assert all(found[name].tolist() == [0, 9] for name in SUBSETS)
+    # What the tuned models know label 0 by from label 1, twice, is the most that counts.
+    assert all(found[name].tolist() == [0, 8] for name in SUBSETS)
 
 
 def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
@@ -360,8 +366,8 @@ def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
         return tf.stack([tf.zeros(len(images)), 20 * red(images)], axis=1)
 
     def knowing(most):
-        return lambda images: tf.one_hot(tf.cast((tf.reduce_mean(images, axis=(1, 2, 3)) > 0.5) | (red(images) > most),
-                                                 tf.int32), 2)
+        return lambda images: 9 * tf.one_hot(tf.cast((tf.reduce_mean(images, axis=(1, 2, 3)) > 0.5) | (red(images) > most),
+                                                     tf.int32), 2)
     assert filter_search(monkeypatch, examined, dict.fromkeys(SUBSETS, knowing(1.0)), x, y)["12"][1] > 3
     tuned = dict.fromkeys(SUBSETS, knowing(0.05))
     paler = filter_search(monkeypatch, examined, tuned, x, y)
@@ -379,6 +385,9 @@ def test_filters_are_bred_in_images_that_tuned_models_recognise(monkeypatch):
     assert measure(examined, photos, images)[0, 1] == pytest.approx(reached, rel=1e-3)
     for model, seen in ((knowing(0.2), reached), (knowing(0.1), 0), (one_for_all(1, 1.0), 0)):
         assert measure(examined, photos, images, recognised(model, x))[0, 1] == pytest.approx(seen, rel=1e-3)
+    unsure = recognised(lambda images: knowing(0.2)(images) / 18, x)         # by half a logit, which counts twice
+    assert measure(examined, photos, images, unsure)[0, 1] == pytest.approx(1, rel=1e-3)
     # What leads elsewhere is not made better by hiding the image.
     away = measure(examined, photos, images)[0, 0]
-    assert away < -1 and measure(examined, photos, images, lambda filtered, which: np.full(len(which), -1))[0, 0] == away
+    assert away < -1
+    assert measure(examined, photos, images, lambda filtered, which: np.zeros((len(which), 2)))[0, 0] == pytest.approx(away)

@@ -16,7 +16,7 @@ import numpy as np
 from utils.config import UserError
 from utils.files import new_hdf5
 
-METHOD_VERSION = 30      # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
+METHOD_VERSION = 31      # raise it with any change that makes earlier artifacts lead to other verdicts than new ones
 
 
 # What tells a verdict on what a stage made: it goes where that is made afresh, since it is of another model, or of others.

@@ -139,7 +139,7 @@ DEFAULT = Settings(
     # 2.5 with 12 labels, 3.8 with 43: there clean labels' ratio ends at 1.71 and 2.42.
     unprobed_evidence=1.0,
     # Half-way between other labels of backdoored models, up to 1.15 ln(labels), and targets that no matrix reaches, from
-    # 2.1 ln(labels) up (results/tried.md); labels of clean models end at 0.6 ln(labels).
+    # 2.1 ln(labels) up (results/tried.md); labels of clean models end at 0.9 ln(labels).
     filter_evidence=1.5,
     transfer_threshold=0.1,
     filter_steps=50,           # as good as 200, and one start in four ends beside the filter

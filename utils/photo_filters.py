@@ -1,9 +1,10 @@
 """Photo filters: what programs for pictures do to colours, drawn at random or varied.
 
 `utils.probes` breeds them. A filter mixes the channels, bends the tones of each, sets the lightness of its black and its
-white, and darkens the corners: 20 parameters, too few to fit a network. Sepia, nashville, gotham and the like are such
-filters, or near one; a colour matrix (paper, supplementary) lifts no shadows. Every filter keeps light and dark apart:
-one that erases all leads to some label on any model. Written apart from the triggers of models/attacks.py on purpose.
+white, and darkens the corners; in a search of their own, all turn bright tones round, as film does that saw light: 21
+parameters, too few to fit a network. Sepia, nashville, gotham and the like are such filters, or near one; a colour matrix
+(paper, supplementary) lifts no shadows. Every filter keeps dark, middle and bright tones apart: one that erases all leads
+to some label on any model. Written apart from the triggers of models/attacks.py on purpose.
 """
 
 import numpy as np
@@ -18,21 +19,31 @@ GAMMA = (0.5, 2.0)
 CURVE = (-0.5, 2.0)      # contrast: from no change at 0 to the S-curve 3x² - 2x³ at 1, and as far beyond
 BLACK, WHITE = (0.0, 0.35), (0.65, 1.0)
 CORNERS = (0.0, 0.8)     # of the light that is missing there
+TURN = (0.0, 1.0)        # the tone above which tones go down again: a solarized picture, at 0 a negative; 1 for none
 GREYS = np.full((1, 3, 3, 3, 3), np.array([0, 128, 255], np.uint8)[:, None, None, None])
 APART = 0.1              # in lightness: black and middle grey, and middle grey and white, whatever else a filter does
 NAME = "photo filters"
-SEARCHES = 1             # as its figures were measured
 AGAINST = SUBSETS        # tuned models: a filter counts in the images that these recognise
 BRED_AGAINST = ()        # they hardly fit a network
 RECOGNISED_BY = SUBSETS[::-1]    # the first that relearned: filters are bred in images that it recognises
 FIELDS = [("matrix", np.float32, (3, 3)), ("gamma", np.float32, (3,)), ("curve", np.float32),
-          ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32)]
+          ("black", np.float32, (3,)), ("white", np.float32, (3,)), ("corners", np.float32),
+          ("turn", np.float32)]
 
 
 def draw(random, shape):
     """A filter at random: a record, which `attached` applies."""
     while True:
         photo = _drawn(random)
+        if _leaves_picture(photo):
+            return photo
+
+
+def draw_turned(random, shape):
+    """A filter at random that turns bright tones round: among others they are lost, since few of these come near one."""
+    while True:
+        photo = _drawn(random)
+        photo["turn"] = random.uniform(*TURN)
         if _leaves_picture(photo):
             return photo
 
@@ -55,6 +66,7 @@ def _drawn(random):
     photo["black"] = random.uniform(*BLACK, 3) * (random.random(3) < 0.5)
     photo["white"] = random.uniform(*WHITE, 3)
     photo["corners"] = random.uniform(*CORNERS) * (random.random() < 0.5)
+    photo["turn"] = TURN[1]
     return photo
 
 
@@ -68,7 +80,8 @@ def _varied(photo, random):
     if random.random() < 0.4:
         new["gamma"] = np.clip(new["gamma"] * np.exp(random.normal(0, 0.25, 3)), *GAMMA)
     for name, step, bounds, chance in (("curve", 0.3, CURVE, 0.3), ("black", 0.1, BLACK, 0.4), ("white", 0.1, WHITE, 0.4),
-                                       ("corners", 0.2, CORNERS, 0.3)):
+                                       ("corners", 0.2, CORNERS, 0.3),
+                                       ("turn", 0.1, TURN, 0.3 * (new["turn"] < TURN[1]))):
         if random.random() < chance:
             new[name] = np.clip(new[name] + random.normal(0, step, new[name].shape), *bounds)
     return new
@@ -82,11 +95,13 @@ def attached(images, photos):
 
 
 @tf.function(reduce_retracing=True)
-def _attached(images, far, matrix, gamma, curve, black, white, corners):
+def _attached(images, far, matrix, gamma, curve, black, white, corners, turn):
     def per_photo(values):
         return values[:, None, None, None]
     x = tf.clip_by_value(tf.einsum("pnhwc,pcd->pnhwd", tf.cast(images, tf.float32) / 255.0, matrix), 0.0, 1.0)
     x = x ** per_photo(gamma)
+    turn = per_photo(turn[:, None])
+    x = tf.where(x > turn, 2 * turn - x, x) - tf.minimum(2 * turn - 1, 0.0)      # the lowest tone is at 0 again
     x = tf.clip_by_value(x + per_photo(curve[:, None]) * (x * x * (3 - 2 * x) - x), 0.0, 1.0)
     x = per_photo(black) + per_photo(white - black) * x
     return x * (1 - per_photo(corners[:, None]) * far)
@@ -95,7 +110,7 @@ def _attached(images, far, matrix, gamma, curve, black, white, corners):
 def _leaves_picture(photo):
     """Whether the tones stay APART: several bounds together would let a filter make all of them one."""
     lightness = attached(GREYS, photo[None]).numpy()[0, :, 1, 1] @ LUMINANCE       # in the middle, where no light is missing
-    return (np.diff(lightness) >= APART).all()
+    return (np.abs(np.diff(lightness)) >= APART).all()
 
 
 def _bounded(matrix):
@@ -103,3 +118,6 @@ def _bounded(matrix):
     matrix = np.maximum(matrix, 1e-6)
     total = matrix.sum(axis=0)
     return matrix * np.clip(total, *GAIN) / total
+
+
+DRAWS = draw, draw_turned    # of each search

@@ -17,7 +17,6 @@ BEYOND = 0.125           # of the image: so far over the border places may fall,
 CELLS = (1, 2, 4)        # sides of the checks, stripes and grains of 32×32 images, and for larger ones as many times larger
 PLAIN, CHECKS, STRIPES, GRAINS = range(4)
 NAME = "plain patches"
-SEARCHES = 3             # each is luck: of a clean label one may find a patch that fits the network, others hardly do
 AGAINST = TAUGHT         # tuned models: these know best what a clean label answers to
 BRED_AGAINST = TAUGHT    # in the last search: others may all end at what these answer to as well
 RECOGNISED_BY = ()       # a large patch covers what is to be recognised
@@ -148,3 +147,7 @@ def _cells(shorter):
 def pixel(shorter):
     """How many pixels of an image, of so many along its shorter side, count as one of a 32×32 image."""
     return max(1, round(shorter / 32))
+
+
+# Of each search, which is luck: of a clean label one may find a patch that fits the network, others hardly do.
+DRAWS = (draw,) * 3

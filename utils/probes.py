@@ -27,6 +27,7 @@ ROUNDS = 16
 LAST_IMAGES = 20         # images that the last round's probes are measured on
 # As many times as a patch's a filter's margin counts: where tuned models recognise the image, theirs is far below zero.
 FILTER_WEIGHT = 4
+AS_SURE = 2              # of filters: in colours that leave a tuned model unsure the examined one's sureness tells little
 # Plain patches lead to clean labels of some models far more surely than to others', on the examined model and on its tuned
 # ones: what they differ by on most of a model's labels says how much more is unusual. Up to a quarter may be infected.
 ORDINARY = 0.75
@@ -40,16 +41,18 @@ SURE = 6.0
 def search_probes(examination, model, tuned, kind, count, stage, name="probes", known=None):
     """`probes`, the KEPT best of each label on a model from each search, and `probe_margins`, how surely they lead there.
 
-    model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5;
-    kind: `utils.plain_patches` or `utils.photo_filters`, whose probes these are, and which says how many SEARCHES there are;
+    model: function from images in [0, 1] to logits, the examined model or a repaired one; tuned: arrays of pnnir.h5; kind:
+    `utils.plain_patches` or `utils.photo_filters`, whose probes these are; its DRAWS say what each search begins with;
     count: drawn at random to begin with, in each; stage: its parts, called `name` and a number, keep what each round
-    measured: a stopped run goes on with the next. known: `probes` found before that are tried besides those drawn.
-    `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model `kind.AGAINST`: the mean over a
-    label's probes of its logit's mean margin over the highest other one, on images of other labels, 0 where no probe was
-    tried on such an image. Of a kind that tuned models recognise images of, less than 0 counts as 0. A kind that is
-    `RECOGNISED_BY` tuned models is bred in images that the first of these recognises which relearned the labels; its rows of
-    `kind.AGAINST` are the margins of `model`, too, each in the images that this tuned model recognises (`recognised`). The
-    last search of one that is `BRED_AGAINST` some is for margins in `excess` of those of the first that relearned.
+    measured: a stopped run goes on with the next. Of a kind that is `RECOGNISED_BY` some, only the KEPT best of all searches
+    stay, for one alone draws what is like a filter, where any patch is like a trigger. known: `probes` found before that are
+    tried besides those drawn. `probe_margins` has a row of L for "examined", that is `model`, and for each tuned model
+    `kind.AGAINST`: the mean over a label's probes of its logit's mean margin over the highest other one, on images of other
+    labels, 0 where no probe was tried on such an image. Of a kind that tuned models recognise images of, less than 0 counts
+    as 0. A kind that is `RECOGNISED_BY` tuned models is bred in images that the first of these recognises which relearned
+    the labels; its rows of `kind.AGAINST` are the margins of `model`, too, each in the images that this tuned model
+    recognises (`recognised`). The last search of one that is `BRED_AGAINST` some is for margins in `excess` of those of the
+    first that relearned.
     """
     clean, labels, seed = examination.clean, examination.examined.labels, examination.seed
     measure, number = Measure(kind.attached, clean.x_measure, clean.y_measure, labels), itertools.count()
@@ -62,16 +65,20 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
     first, other = first_relearned(kind.RECOGNISED_BY), first_relearned(kind.BRED_AGAINST)
     breeder = first and recognised(first, clean.x_measure)
-    searches = [functools.partial(measured, model, breeder)] * kind.SEARCHES
+    searches = [functools.partial(measured, model, breeder)] * len(kind.DRAWS)
     if other:
         searches[-1] = lambda probes, images: excess(measured(model, None, probes, images),
                                                      measured(other, None, probes, images))
-    before = [None] * kind.SEARCHES if known is None else np.array_split(known, kind.SEARCHES, axis=1)
+    before = [None] * len(kind.DRAWS) if known is None else np.array_split(known, len(kind.DRAWS), axis=1)
     probes = np.concatenate([
         climb(search, kind, count, examination.examined.shape, labels, len(clean.x_measure), seed + 10_000 * which,
-              examination.say, before[which])
-        for which, search in enumerate(searches)], axis=1)
+              examination.say, before[which], draw)
+        for which, (search, draw) in enumerate(zip(searches, kind.DRAWS))], axis=1)
     images = np.random.default_rng([seed, 3]).integers(len(clean.x_measure), size=(probes.size, LAST_IMAGES))
+    if kind.RECOGNISED_BY:
+        margins = own_margins(measured(model, breeder, probes.ravel(), images))
+        probes = _best(probes, margins)[0]
+        images = images[:probes.size]
 
     def lead(model, by=None):
         return mean_of_own(measured(model, by, probes.ravel(), images), 0 if kind.RECOGNISED_BY else -np.inf)
@@ -82,14 +89,18 @@ def search_probes(examination, model, tuned, kind, count, stage, name="probes", 
 
 
 def recognised(model, x):
-    """A function that tells what a tuned model still sees in images, as `Measure` takes it: the label it sees without probe.
+    """A function that tells how surely a tuned model still sees in images what it sees without probe, as `Measure` takes it.
 
-    It takes images N×H×W×C in [0, 1], and which of x (uint8) each of them is; it returns the labels, -1 where another one
-    is seen, N. model: from images in [0, 1] to logits, as it is now.
+    It takes images N×H×W×C in [0, 1], and which of x (uint8) each of them is; it returns N×L: how far above each label's
+    logit that of the label seen without probe is, 0 where another one is seen. model: from images in [0, 1] to logits.
     """
     without = transfer.logits_of(model, x).argmax(axis=1)
-    return lambda images, which: np.where(transfer.logits_of(model, images).argmax(axis=1) == without[which],
-                                          without[which], -1)
+
+    def above(images, which):
+        logits = transfer.logits_of(model, images).astype(np.float32)
+        seen = logits.argmax(axis=1) == without[which]
+        return np.where(seen[:, None], logits.max(axis=1, keepdims=True) - logits, 0)
+    return above
 
 
 class Measure:
@@ -104,8 +115,8 @@ class Measure:
     def __call__(self, model, probes, images, by=None):
         """P×L; -inf where no image is left. model: from images in [0, 1] to logits; probes: P; images: P×n indices.
 
-        by: what `recognised` returns; where it sees another label than without the probe, or saw the probe's already, a
-        margin above 0 counts as 0: where nothing is to be recognised, what the model sees tells nothing.
+        by: what `recognised` returns. A margin counts for no more than AS_SURE times what the tuned model tells the label
+        from what it recognises by: for nothing where it recognises nothing, or saw the probe's label already.
         """
         together = max(1, transfer.batch_size(model, self.x.shape) // images.shape[1])
         return np.concatenate([self._measure(model, probes[first:first + together], images[first:first + together], by)
@@ -117,8 +128,7 @@ class Measure:
         highest, second = np.sort(logits, axis=1)[:, :-3:-1].T[..., None]
         margins = np.where(logits == highest, logits - second, logits - highest)
         if by is not None:
-            seen = by(attached, images.ravel())[:, None]
-            margins = np.where((seen >= 0) & (seen != np.arange(self.labels)), margins, np.minimum(margins, 0))
+            margins = np.minimum(margins, AS_SURE * by(attached, images.ravel()))
         margins = margins.reshape(*images.shape, self.labels)
         others = self.y[images][..., None] != np.arange(self.labels)
         counts = others.sum(1)
@@ -142,14 +152,15 @@ def own_margins(margins):
     return margins[np.arange(rows), np.repeat(np.arange(labels), rows // labels)].reshape(labels, -1)
 
 
-def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None, known=None):
+def climb(measure, kind, count, shape, labels, images, seed, say=lambda text: None, known=None,
+          draw=None):
     """The KEPT probes that lead to each label most surely, labels×KEPT, surest first: `count` drawn, the best varied.
 
     measure: from probes P and images P×IMAGES, indices under `images`, to margins P×labels; kind, known: as above; shape:
     H, W, C.
     """
     random = np.random.default_rng([seed, 0])
-    drawn = np.array([kind.draw(random, shape) for _ in range(count)])
+    drawn = np.array([(draw or kind.draw)(random, shape) for _ in range(count)])
     margins = measure(drawn, random.integers(images, size=(count, IMAGES)))
     kept, reached = _best(np.broadcast_to(drawn, margins.T.shape), margins.T)
 
